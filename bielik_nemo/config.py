@@ -1,0 +1,200 @@
+"""The typed configuration: every key, its type and its one default.
+
+Hydra composes YAML from `conf/` (installed as `bielik_nemo.conf`) onto these dataclasses. YAML files only override; an
+unknown key, a wrong type or an impossible value is a `ConfigError` that names the key, what it got and what is allowed.
+Stages read a frozen copy of the result, never Hydra.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from bielik_nemo.errors import ConfigError
+
+STAGES = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
+"""All stages, in the order of the whole chain."""
+
+
+@dataclass
+class Run:
+    """Where a run lives and what makes it repeatable."""
+
+    name: str = "default"
+    dir: str = "runs/${run.name}"
+    seed: int = 1234
+
+
+@dataclass
+class Shape:
+    """Shape of a decoder whose checkpoint need not be at hand, so that a run can be checked and priced anywhere."""
+
+    num_layers: int = 0
+    hidden_size: int = 0
+    ffn_hidden_size: int = 0
+    num_attention_heads: int = 0
+    num_query_groups: int = 0
+    head_dim: int = 0
+    vocab_size: int = 0
+    tie_embeddings: bool = False
+    rotary_base: float = 10000.0
+    max_position_embeddings: int = 0
+    norm_epsilon: float = 1e-5
+    model_type: str = "llama"
+
+
+@dataclass
+class Model:
+    """The pretrained model that everything starts from."""
+
+    source: str = ""  # a Hugging Face directory, or builtin:smollm2, builtin:tiny
+    dtype: str = "float32"  # of the Megatron weights and of the export: float32, bfloat16
+    shape: Optional[Shape] = None  # None: read it from the checkpoint; given: the checkpoint must agree
+
+
+@dataclass
+class Target:
+    """Sizes after pruning; None keeps the source's."""
+
+    num_layers: Optional[int] = None
+    hidden_size: Optional[int] = None
+    ffn_hidden_size: Optional[int] = None
+    num_attention_heads: Optional[int] = None
+
+
+@dataclass
+class Prune:
+    """Minitron scoring and pruning (Model Optimizer)."""
+
+    target: Target = field(default_factory=Target)
+    calibration_samples: int = 1024  # arXiv 2407.14679 section 2.2, and Model Optimizer's default
+    calibration_batch_size: int = 1
+    calibration_seq_length: int = 4096  # Model Optimizer's default
+
+
+@dataclass
+class Distill:
+    """Logit distillation."""
+
+    temperature: float = 1.0  # best of 0.1, 0.5, 1, 3 in arXiv 2407.14679 A.5; the Bielik report gives no value
+    gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
+    gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
+
+
+@dataclass
+class TextSource:
+    """One source of documents."""
+
+    path: str = ""  # .txt, .jsonl, .parquet, a directory of them, or builtin:package-docs
+    text_key: str = "text"
+
+
+@dataclass
+class Data:
+    """Text, and how it is cut into batches."""
+
+    sources: list[TextSource] = field(default_factory=list)
+    held_out_fraction: float = 0.05  # of documents, by content hash: a document is never on both sides
+    seq_length: int = 4096
+    global_batch_size: int = 768
+    micro_batch_size: int = 1
+
+
+@dataclass
+class Optim:
+    """AdamW with a cosine schedule."""
+
+    lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_grad: float = 1.0
+
+
+@dataclass
+class Parallel:
+    """How one model is split; data parallelism takes the devices that are left."""
+
+    tp: int = 1
+    pp: int = 1
+
+
+@dataclass
+class Trainer:
+    """Length, precision and rhythm of training."""
+
+    max_steps: int = 1000
+    precision: str = "32"  # 32, bf16-mixed
+    log_every: int = 10
+    validate_every: int = 100
+    validate_batches: int = 8
+    checkpoint_every: int = 100
+
+
+@dataclass
+class Cluster:
+    """The machines."""
+
+    name: str = "local"
+    nodes: int = 1
+    devices_per_node: Optional[int] = None  # None: as many as parallel.tp * parallel.pp
+    gpu_memory_gib: float = 0.0  # 0: no GPU
+
+
+@dataclass
+class Export:
+    """The Hugging Face directory that comes out."""
+
+    max_shard_gib: float = 4.0
+    parity_tokens: int = 512
+    parity_tolerance: float = 1e-4  # largest |logit difference| against plain transformers, in float32
+
+
+@dataclass
+class Evaluate:
+    """What is measured on source, pruned and distilled model."""
+
+    held_out_tokens: int = 16384
+    batch_size: int = 4
+    prompts: list[str] = field(default_factory=list)
+    sample_tokens: int = 32
+
+
+@dataclass
+class Pipeline:
+    """Which part of the chain to run."""
+
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+
+
+@dataclass
+class Config:
+    """The whole configuration of a run."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    prune: Prune = field(default_factory=Prune)
+    distill: Distill = field(default_factory=Distill)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    parallel: Parallel = field(default_factory=Parallel)
+    trainer: Trainer = field(default_factory=Trainer)
+    cluster: Cluster = field(default_factory=Cluster)
+    export: Export = field(default_factory=Export)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    pipeline: Pipeline = field(default_factory=Pipeline)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes, one per device."""
+        return self.cluster.nodes * (self.cluster.devices_per_node or self.parallel.tp * self.parallel.pp)
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Number of copies of the model."""
+        return self.world_size // (self.parallel.tp * self.parallel.pp)

@@ -1,0 +1,69 @@
+"""Checkpoints that need no download: what `model.source` may name besides a directory, and how one is put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from bielik_nemo.errors import CheckpointError
+
+PREFIX = "builtin:"
+MODELS = ("smollm2", "tiny")
+"""`smollm2`: a real 135M-parameter model (see smollm2.py); `tiny`: made in seconds for tests (see tiny.py)."""
+
+
+def resolve_model_source(source: str, workdir: Path) -> Path:
+    """Hugging Face directory that `model.source` means: itself, or a built-in one, built once as `workdir/<name>`.
+
+    Raises `CheckpointError` when `source` is neither, or when the built-in checkpoint cannot be built.
+    """
+    name = source.removeprefix(PREFIX)
+    if not source.startswith(PREFIX):
+        if source and Path(source).is_dir():
+            return Path(source)
+        raise CheckpointError(_unknown(source, "no such directory"))
+    if name not in MODELS:
+        raise CheckpointError(_unknown(source, "no such built-in model"))
+    directory = Path(workdir) / name
+    if not directory.is_dir():  # a directory is there only when it was finished
+        # Imported here: they need torch and transformers, which the check of a path does not.
+        if name == "smollm2":
+            from bielik_nemo.data.smollm2 import build
+        else:
+            from bielik_nemo.data.tiny import build
+        build(directory)
+    return directory
+
+
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `directory` when the block ends, and vanishes when it raises.
+
+    Raises `CheckpointError` when `directory` exists with files in it, or cannot be written (a full disk).
+    """
+    directory = Path(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as beside:
+            unfinished = Path(beside) / directory.name  # one level down, since mkdtemp's own mode is 0700
+            unfinished.mkdir()
+            yield unfinished
+            os.replace(unfinished, directory)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: cannot write the checkpoint: {error}") from error
+
+
+def _unknown(source: str, why: str) -> str:
+    allowed = [PREFIX + name for name in MODELS]
+    near = difflib.get_close_matches(source, allowed, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"model.source: {why}: {source!r}; allowed: a Hugging Face checkpoint directory (config.json, *.safetensors, "
+        f"tokenizer files), {' or '.join(allowed)}{hint}"
+    )

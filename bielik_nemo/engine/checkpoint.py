@@ -1,0 +1,105 @@
+"""Megatron distributed checkpoints through NeMo's checkpoint IO: written whole, read without running foreign code.
+
+The format is independent of tensor and pipeline parallelism, so a checkpoint written under one layout loads under
+another. Two adaptations of megatron-core 0.15.3:
+
+- A synchronous save starts a `multiprocessing` manager with spawn, which imports the main script again (about 10 s).
+  A queue of this process serves a synchronous save just as well.
+- `.metadata` is a pickle, and pickles can run code. Before a directory is loaded, its metadata is read by an unpickler
+  that knows only the data classes of torch's own format.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bielik_nemo.engine import distributed
+from bielik_nemo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+_DATA_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.", "collections", "pathlib")
+_DATA_NAMES = {"torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.getattr", "builtins.set"}
+
+
+class _DataOnly(pickle.Unpickler):
+    """An unpickler for checkpoint metadata that refuses every other name."""
+
+    def find_class(self, module: str, name: str):
+        found = f"{module}.{name}"
+        if module.startswith(_DATA_MODULES) or found in _DATA_NAMES:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise CheckpointError(f"names {found}, which is not part of torch's checkpoint format")
+
+
+def use_in_process_results_queue() -> None:
+    """Let synchronous saves report through a plain queue instead of a spawned manager process."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
+
+
+def check(directory: Path) -> None:
+    """Refuse a directory that is not a finished, harmless checkpoint.
+
+    Raises:
+        CheckpointError: missing, unfinished, or metadata that names foreign code.
+    """
+    weights = directory / "weights"
+    metadata = weights / ".metadata"
+    if not metadata.is_file():
+        raise CheckpointError(f"{directory}: not a finished Megatron checkpoint (no {metadata.relative_to(directory)})")
+    try:
+        with open(metadata, "rb") as stream:
+            _DataOnly(stream).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{metadata}: {error}") from None
+    except Exception as error:
+        raise CheckpointError(f"{metadata}: damaged ({error})") from None
+
+
+def _io():
+    from nemo.lightning.io.pl import MegatronCheckpointIO
+
+    use_in_process_results_queue()
+    return MegatronCheckpointIO(save_ckpt_format="torch_dist", async_save=False)
+
+
+def save(model: GPTModel, directory: Path) -> None:
+    """Write the weights of a model that is spread over all ranks; `directory` appears only when complete."""
+    partial = directory.with_name(directory.name + ".partial")
+    if distributed.rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    distributed.barrier()
+    _io().save_checkpoint({"state_dict": model.sharded_state_dict(prefix="module.")}, partial)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+    distributed.barrier()
+
+
+def load(model: GPTModel, directory: Path) -> None:
+    """Fill a model with the weights of a checkpoint written under any layout.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or its tensors are not this model's.
+    """
+    check(directory)
+    try:
+        state = _io().load_checkpoint(directory, {"state_dict": model.sharded_state_dict(prefix="module.")}, strict=True)
+    except Exception as error:
+        raise CheckpointError(f"{directory}: cannot be loaded into this model: {error}") from error
+    weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    model.load_state_dict(weights, strict=True)

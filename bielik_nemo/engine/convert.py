@@ -1,0 +1,301 @@
+"""Hugging Face safetensors <-> Megatron, on a model that is spread over any tensor and pipeline layout.
+
+Both directions go tensor by tensor: import reads only the slice that this rank holds, export gathers one parameter at a
+time and writes a shard as soon as it is full, so that neither needs the whole model twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.engine import distributed
+from bielik_nemo.engine.hf_weights import Layout, hf_names, to_hf, to_megatron
+from bielik_nemo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+)
+
+
+class SafetensorsReader:
+    """Slices of the tensors of a Hugging Face directory, one file or many.
+
+    Raises:
+        CheckpointError: no safetensors, a file is missing or truncated, a tensor is missing or has another shape.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        if (directory / INDEX).is_file():
+            try:
+                files = json.loads((directory / INDEX).read_text())["weight_map"]
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(f"{directory / INDEX}: not a safetensors index ({error})") from None
+        elif (directory / "model.safetensors").is_file():
+            files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+        else:
+            raise CheckpointError(f"{directory}: holds neither model.safetensors nor {INDEX}")
+        self._files: dict[str, str] = files
+        self._opened: dict[str, object] = {}
+
+    def _open(self, name: str):
+        path = self.directory / name
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: missing, truncated or not a safetensors file ({error})") from None
+
+    def names(self) -> set[str]:
+        """All tensors of the checkpoint."""
+        return set(self._files)
+
+    def check_files(self) -> None:
+        """Open every file once, so that a truncated last shard is found before any work."""
+        for name in sorted(set(self._files.values())):
+            self._opened[name] = self._open(name)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of one tensor."""
+        return self._slice(name).get_shape()
+
+    def read(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        """Rows or columns `start:stop` of one tensor."""
+        part = self._slice(name)
+        if part.get_shape()[dim] < stop:
+            raise CheckpointError(
+                f"{self.directory / self._files[name]}: {name} has shape {part.get_shape()}, "
+                f"config.json wants at least {stop} along dimension {dim}"
+            )
+        return part[start:stop] if dim == 0 else part[:, start:stop]
+
+    def _slice(self, name: str):
+        if name not in self._files:
+            raise CheckpointError(f"{self.directory}: tensor {name} is missing")
+        file = self._files[name]
+        if file not in self._opened:
+            self._opened[file] = self._open(file)
+        try:
+            return self._opened[file].get_slice(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.directory / file}: {error}") from None
+
+
+def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Hugging Face checkpoint of this architecture, with its shape."""
+    q, kv = a.num_attention_heads * a.head_dim, a.num_query_groups * a.head_dim
+    layer = {
+        "input_layernorm.weight": (a.hidden_size,),
+        "self_attn.q_proj.weight": (q, a.hidden_size),
+        "self_attn.k_proj.weight": (kv, a.hidden_size),
+        "self_attn.v_proj.weight": (kv, a.hidden_size),
+        "self_attn.o_proj.weight": (a.hidden_size, q),
+        "post_attention_layernorm.weight": (a.hidden_size,),
+        "mlp.gate_proj.weight": (a.ffn_hidden_size, a.hidden_size),
+        "mlp.up_proj.weight": (a.ffn_hidden_size, a.hidden_size),
+        "mlp.down_proj.weight": (a.hidden_size, a.ffn_hidden_size),
+    }
+    if a.qkv_bias:
+        layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
+    shapes = {"model.embed_tokens.weight": (a.vocab_size, a.hidden_size), "model.norm.weight": (a.hidden_size,)}
+    if not a.tie_embeddings:
+        shapes["lm_head.weight"] = (a.vocab_size, a.hidden_size)
+    for i in range(a.num_layers):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def check_source(directory: Path, a: Architecture) -> SafetensorsReader:
+    """Open a Hugging Face checkpoint and compare its tensors with its configuration, before anything is built.
+
+    Raises:
+        CheckpointError: a file cannot be read, or a tensor is missing, unexpected or of another shape.
+    """
+    reader = SafetensorsReader(directory)
+    reader.check_files()
+    expected = expected_shapes(a)
+    missing = sorted(set(expected) - reader.names())
+    if missing:
+        raise CheckpointError(f"{directory}: {len(missing)} tensors are missing, first {missing[0]}")
+    # A tied checkpoint may repeat its embedding as lm_head; rotary buffers of old checkpoints are not weights.
+    unexpected = sorted(
+        n for n in reader.names() - set(expected) if not n.endswith("rotary_emb.inv_freq") and n != "lm_head.weight"
+    )
+    if unexpected:
+        raise CheckpointError(f"{directory}: {len(unexpected)} tensors have no place in this architecture, first {unexpected[0]}")
+    for name, shape in expected.items():
+        if tuple(reader.shape(name)) != shape:
+            raise CheckpointError(f"{directory}: {name} has shape {reader.shape(name)}, config.json says {list(shape)}")
+    return reader
+
+
+def _parameters(model: GPTModel) -> Iterator[tuple[str, int, Tensor]]:
+    """Name, global layer index and value of every parameter that this rank holds."""
+    for name, parameter in model.named_parameters():
+        layer = -1
+        if name.startswith("decoder.layers."):
+            layer = model.decoder.layers[int(name.split(".")[2])].layer_number - 1
+        yield name, layer, parameter
+
+
+@torch.no_grad()
+def load_hf(model: GPTModel, directory: Path, a: Architecture) -> None:
+    """Fill this rank's part of a Megatron model from a Hugging Face directory.
+
+    Raises:
+        CheckpointError: see `check_source`.
+    """
+    from megatron.core import parallel_state
+
+    reader = check_source(directory, a)
+    layout = Layout(
+        a, parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    )
+    for name, layer, parameter in _parameters(model):
+        # With tied embeddings the last pipeline stage holds a copy of the embedding as its output layer.
+        source = "embedding.word_embeddings.weight" if a.tie_embeddings and name == "output_layer.weight" else name
+        value = to_megatron(source, hf_names(source, layer), reader.read, layout)
+        if value.shape != parameter.shape:
+            raise CheckpointError(f"{directory}: {name} becomes {list(value.shape)}, the model has {list(parameter.shape)}")
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def gathered_hf_tensors(model: GPTModel, a: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """Every Hugging Face tensor of a spread model, whole and on the CPU of rank 0, one after another.
+
+    All ranks must iterate; ranks other than 0 get empty tensors. Collectives per parameter: one gather within a tensor
+    parallel group, and one send to rank 0 from pipeline stages other than the first.
+    """
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    tp = parallel_state.get_tensor_model_parallel_world_size()
+    pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+    rank = distributed.rank()
+    mine = [
+        (name, hf_names(name, layer), parameter)
+        for name, layer, parameter in _parameters(model)
+        if not (a.tie_embeddings and name == "output_layer.weight")
+    ]
+    stages: list = [None] * parallel_state.get_pipeline_model_parallel_world_size()
+    torch.distributed.all_gather_object(
+        stages, [names for _, names, _ in mine], group=parallel_state.get_pipeline_model_parallel_group()
+    )
+    sources = torch.distributed.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())
+    leader = parallel_state.get_data_parallel_rank() == 0 and parallel_state.get_tensor_model_parallel_rank() == 0
+    shapes = expected_shapes(a)
+    for stage, parameters in enumerate(stages):
+        for position, names in enumerate(parameters):
+            tensors: list[Tensor] = []
+            if stage == pp_rank:
+                name, _, parameter = mine[position]
+                shards = [torch.empty_like(parameter) for _ in range(tp)]
+                torch.distributed.all_gather(shards, parameter.contiguous(), group=group)
+                tensors = to_hf(name, shards, a)
+            if stage > 0 and leader and (rank == 0 or stage == pp_rank):
+                like = next(model.parameters())
+                for i, hf_name in enumerate(names):
+                    if rank == 0:
+                        tensors.append(like.new_empty(shapes[hf_name]))
+                        torch.distributed.recv(tensors[i], src=sources[stage])
+                    else:
+                        torch.distributed.send(tensors[i].contiguous(), dst=0)
+            for i, hf_name in enumerate(names):
+                yield hf_name, tensors[i].cpu() if rank == 0 else torch.empty(0)
+
+
+def save_hf(model: GPTModel, directory: Path, a: Architecture, tokenizer: Path | None, max_shard_gib: float = 4.0) -> None:
+    """Write a spread Megatron model as a Hugging Face directory; `directory` appears only when complete.
+
+    Args:
+        model: this rank's part.
+        directory: where to write; replaced if it exists.
+        a: shape of the whole model.
+        tokenizer: directory whose tokenizer files are copied along; None: none.
+        max_shard_gib: size of a safetensors file, in GiB.
+
+    Raises:
+        CheckpointError: a tensor of the architecture was not written, or one more than it has.
+    """
+    first = distributed.rank() == 0
+    partial = directory.with_name(directory.name + ".partial")
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    files: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+
+    def flush() -> None:
+        if shard:
+            save_file(shard, partial / f"shard-{len(files)}.safetensors", metadata={"format": "pt"})
+            files.append(list(shard))
+            shard.clear()
+
+    for name, tensor in gathered_hf_tensors(model, a):
+        if not first:
+            continue
+        nbytes = tensor.numel() * tensor.element_size()
+        if shard and size + nbytes > max_shard_gib * 2**30:
+            flush()
+            size = 0
+        shard[name] = tensor.contiguous()
+        size, total = size + nbytes, total + nbytes
+    if first:
+        flush()
+        written = [name for names in files for name in names]
+        expected = expected_shapes(a)
+        if sorted(written) != sorted(expected):
+            odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
+            raise CheckpointError(f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}")
+        _name_shards(partial, files, total)
+        (partial / "config.json").write_text(json.dumps(a.to_hf() | _token_ids(tokenizer), indent=2) + "\n")
+        copy_tokenizer(tokenizer, partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+    distributed.barrier()
+
+
+def _name_shards(directory: Path, files: list[list[str]], total: int) -> None:
+    """Give the numbered shards the names that transformers looks for, with an index where there are several."""
+    if len(files) == 1:
+        os.replace(directory / "shard-0.safetensors", directory / "model.safetensors")
+        return
+    weight_map = {}
+    for i, names in enumerate(files):
+        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        os.replace(directory / f"shard-{i}.safetensors", directory / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _token_ids(source: Path | None) -> dict:
+    """Special token ids that the source's config.json names; the architecture does not carry them."""
+    if source is None or not (source / "config.json").is_file():
+        return {}
+    config = json.loads((source / "config.json").read_text())
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+
+
+def copy_tokenizer(source: Path | None, target: Path) -> None:
+    """Copy the tokenizer's files, where there are any."""
+    for name in TOKENIZER_FILES if source is not None else ():
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -85,7 +85,7 @@ def test_kv_cache():
 
 
 def test_padded_vocabulary():
-    """32128 = 251 * 128; 101 -> 128; lcm(128, 3) = 384; lcm(128, 256) = 256, and 32128 -> 32256 = 126 * 256."""
+    """32128 = 251 * 128; 101 -> 128; lcm(128, 3) = 384; lcm(128, 256) = 256, 32128 -> 32256 = 126 * 256."""
     assert {TEACHER.padded_vocab_size(tp) for tp in (1, 2, 4, 8, 128)} == {32128}
     assert {SMALL.padded_vocab_size(tp) for tp in (1, 2, 4, 8)} == {128}
     assert SMALL.padded_vocab_size(tp=3) == 384
@@ -109,6 +109,7 @@ def test_padded_vocabulary():
         ({"model_type": "qwen2"}, "qkv_bias: found False, allowed: True for qwen2"),
         ({"sliding_window": 8}, "sliding_window: found 8, allowed: null, or for mistral"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window: found 0"),
+        ({"rope_scaling": LLAMA3 | {"rope_type": "yarn"}}, "rope_scaling: found .*yarn"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: found .*yarn"),
         (
             {"rope_scaling": LLAMA3 | {"factor": None}},

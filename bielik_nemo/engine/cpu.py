@@ -159,6 +159,8 @@ def enable() -> bool:
     global _enabled
     if torch.cuda.is_available() or _enabled:
         return _enabled
+    # Megatron compiles a handful of one-line functions; on CPU that costs seconds and wins nothing.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _patch_cuda_namespace()
     _patch_random()
     _patch_tensors()

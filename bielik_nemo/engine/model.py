@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import MethodType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import cpu
+from bielik_nemo.losses.cross_entropy import token_cross_entropy
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -50,13 +54,37 @@ def gpt_config(
     )
 
 
-def build(config: GPTConfig) -> GPTModel:
+def tp_group() -> ProcessGroup | None:
+    """The tensor-parallel group, or None where the vocabulary is not sharded (no collectives then)."""
+    from megatron.core import parallel_state
+
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return None
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def use_padding_free_loss(model: GPTModel, architecture: Architecture, skip_in_training: bool = False) -> None:
+    """Let a model's language-model loss be `losses.token_cross_entropy`, which leaves the padded vocabulary out.
+
+    Args:
+        model: this rank's part.
+        architecture: of the whole model.
+        skip_in_training: return zeros while training, where another loss reads the logits.
+    """
+
+    def compute_language_model_loss(self: GPTModel, labels: Tensor, logits: Tensor) -> Tensor:
+        if skip_in_training and self.training:
+            return torch.zeros_like(labels, dtype=logits.dtype)
+        losses = token_cross_entropy(
+            logits, labels.transpose(0, 1), vocab_size=architecture.vocab_size, tp_group=tp_group()
+        )
+        return losses.transpose(0, 1).contiguous()
+
+    model.compute_language_model_loss = MethodType(compute_language_model_loss, model)
+
+
+def build(config: GPTConfig, architecture: Architecture) -> GPTModel:
     """This rank's part of the model, randomly initialised, on this rank's device."""
-    return config.configure_model(tokenizer=None).to(torch.cuda.current_device())
-
-
-def unwrap(model: Any) -> Any:
-    """The Megatron model inside Lightning's, DDP's and precision wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
+    model = config.configure_model(tokenizer=None).to(torch.cuda.current_device())
+    use_padding_free_loss(model, architecture)
     return model

@@ -1,1 +1,10 @@
-"""."""
+"""Losses as pure functions of vocabulary-sharded logits `[s, b, v/tp]`; each returns `(sum, count)`.
+
+The sum runs over the counted tokens of this rank's batch and is the same on every tensor-parallel rank; the count is
+what the trainer adds up over micro-batches and data-parallel ranks before it divides once.
+"""
+
+from bielik_nemo.losses.cross_entropy import cross_entropy
+from bielik_nemo.losses.forward_kl import forward_kl
+
+__all__ = ["cross_entropy", "forward_kl"]

@@ -87,7 +87,10 @@ def test_weights_equal_those_of_transformers_gguf_loader(checkpoint: Path):
 
 @needs_package
 def test_predicts_english(checkpoint: Path):
-    """Guessing gives ln 49152 = 10.8 nats per token. A wrong RoPE base, permutation or norm costs nats here."""
+    """Measured here: 2.73 nats per token; 3.90 with q and k in llama.cpp's row order, 9.08 without the norms' weights.
+
+    The bound lies between. It cannot see a RoPE base of 1e4 (2.87): that is what the test of the config is for.
+    """
     text = (
         "The function returns a new list with the elements of the first one, in the same order. If the list is empty, "
         "an exception is raised. To install the package, use the following command in your terminal, then read the "
@@ -96,12 +99,12 @@ def test_predicts_english(checkpoint: Path):
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = AutoTokenizer.from_pretrained(checkpoint)(text, return_tensors="pt").input_ids
     with torch.inference_mode():
-        assert model(input_ids=ids, labels=ids).loss.item() < 2.5
+        assert model(input_ids=ids, labels=ids).loss.item() < 3.0
 
 
 @needs_package
 def test_tokenizer_gives_the_published_ids(checkpoint: Path):
-    """Ids of this prompt as printed for the original tokenizer in public documentation of other projects."""
+    """Ids of this prompt as a board vendor's manual prints them for SmolLM2-360M-Instruct, a sibling."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     chat = [{"role": "user", "content": "hello world"}]
     system = [9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
@@ -133,12 +136,18 @@ def test_tokenizer_round_trip(checkpoint: Path, text: str):
 
 @needs_package
 def test_tokenizer_details(checkpoint: Path):
-    """Digits stand alone, nothing is added around a text, the 21 bytes without a token vanish as in the original."""
+    """Digits are cut off first, nothing is added around a text, and the 21 bytes without a token vanish.
+
+    Cut off first: of "a\\n\\n1" the stretch "a\\n\\n" is split on its own, so its two line ends stay one piece. GPT-2's
+    rule alone would keep the last white space before a visible character apart: "\\n", "\\n", "1".
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     assert tokenizer.tokenize("pi 3.14159") == ["pi", "Ġ", "3", ".", "1", "4", "1", "5", "9"]
+    assert tokenizer.tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
     assert tokenizer("").input_ids == []
     assert tokenizer("The").input_ids == [504]
-    assert tokenizer.tokenize("a\x04b") == tokenizer.tokenize("ab")
+    assert tokenizer("\x04\x06").input_ids == []
+    assert tokenizer.decode(tokenizer("a\x04b").input_ids) == "ab"
     every = set(tokenizer.get_vocab())
     missing = {byte for byte, char in _byte_characters().items() if char not in every}
     assert len(missing) == 21

@@ -139,7 +139,7 @@ def test_package_docs_of_this_environment():
 
 
 def test_held_out_depends_on_text_and_seed_alone():
-    """`printf '7\\na' | sha256sum` begins with the 16 hex digits below: held out from that share of 2**64 (0.598) on."""
+    """`printf '7\\na' | sha256sum` begins with the 16 hex digits below, 0.598 of 2**64: held out above that."""
     document = Document("a", "one", 0)
     share = 0x9929BDEC48A6223B / 2**64
     assert is_held_out(document, 1.0, 7) and not is_held_out(document, 0.0, 7)

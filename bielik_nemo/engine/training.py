@@ -1,0 +1,146 @@
+"""NeMo's trainer, strategy, optimiser, data and logger for this configuration, as `nemo_run` configs.
+
+Every function returns a `run.Config`, whose fields can be changed like those of NeMo's own recipes before it is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bielik_nemo.config import Config
+from bielik_nemo.engine import cpu
+
+cpu.enable()
+
+import nemo_run as run  # noqa: E402
+from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig  # noqa: E402
+from nemo import lightning as nl  # noqa: E402
+from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
+from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
+from nemo.lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+
+from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
+
+
+def trainer(config: Config, metrics: Path) -> run.Config[nl.Trainer]:
+    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any."""
+    cuda = torch.cuda.is_available()
+    precision = config.trainer.precision
+    strategy = run.Config(
+        nl.MegatronStrategy,
+        tensor_model_parallel_size=config.parallel.tp,
+        pipeline_model_parallel_size=config.parallel.pp,
+        pipeline_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
+        # torch's AdamW, which serves on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
+        ddp=run.Config(DistributedDataParallelConfig, use_distributed_optimizer=cuda, check_for_nan_in_grad=True),
+        gradient_as_bucket_view=True,
+        ckpt_async_save=cuda,
+        replace_progress_bar=False,
+    )
+    return run.Config(
+        nl.Trainer,
+        accelerator="gpu" if cuda else "cpu",
+        num_nodes=config.cluster.nodes,
+        devices=config.world_size // config.cluster.nodes,
+        strategy=strategy,
+        plugins=run.Config(nl.MegatronMixedPrecision, precision=precision),
+        max_steps=config.trainer.max_steps,
+        val_check_interval=config.trainer.validate_every,
+        limit_val_batches=config.trainer.validate_batches,
+        limit_test_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.trainer.log_every,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[
+            run.Config(
+                TrainingProgress,
+                path=str(metrics),
+                tokens_per_step=config.data.global_batch_size * config.data.seq_length,
+                log_every=config.trainer.log_every,
+            )
+        ],
+    )
+
+
+def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
+    """AdamW with a cosine schedule after a linear warm-up."""
+    optim = config.optim
+    return run.Config(
+        nl.MegatronOptimizerModule,
+        config=run.Config(
+            OptimizerConfig,
+            optimizer="adam",
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            clip_grad=optim.clip_grad,
+            bf16=config.trainer.precision.startswith("bf16"),
+            use_distributed_optimizer=torch.cuda.is_available(),
+        ),
+        lr_scheduler=run.Config(
+            nl.lr_scheduler.CosineAnnealingScheduler,
+            max_steps=config.trainer.max_steps,
+            warmup_steps=optim.warmup_steps,
+            constant_steps=0,
+            min_lr=optim.min_lr,
+        ),
+    )
+
+
+def data(config: Config, train: Path, held_out: Path, tokenizer: Path) -> run.Config[PreTrainingDataModule]:
+    """Megatron indexed datasets through NeMo's resumable data module."""
+    return run.Config(
+        PreTrainingDataModule,
+        paths={"train": [str(train)], "validation": [str(held_out)], "test": [str(held_out)]},
+        tokenizer=run.Config(AutoTokenizer, pretrained_model_name=str(tokenizer), use_fast=True),
+        seq_length=config.data.seq_length,
+        micro_batch_size=config.data.micro_batch_size,
+        global_batch_size=config.data.global_batch_size,
+        num_workers=0 if not torch.cuda.is_available() else 2,
+        pin_memory=torch.cuda.is_available(),
+        seed=config.run.seed,
+        split=None,
+        output_log=False,
+    )
+
+
+def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
+    """TensorBoard, and checkpoints from which a killed run goes on."""
+    return run.Config(
+        nl.NeMoLogger,
+        explicit_log_dir=str(directory),
+        use_datetime_version=False,
+        log_global_rank_0_only=True,
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(directory), name="tensorboard"),
+        ckpt=run.Config(
+            ModelCheckpoint,
+            dirpath=str(directory / "checkpoints"),
+            filename="{step}",
+            monitor=None,
+            save_top_k=1,
+            save_last="link",
+            every_n_train_steps=config.trainer.checkpoint_every,
+            save_optim_on_train_end=True,
+            # A context is a pickle of the Python objects; the frozen config.yaml says the same as plain text.
+            always_save_context=False,
+            save_context_on_train_end=False,
+        ),
+    )
+
+
+def resume(weights: Path) -> run.Config[nl.AutoResume]:
+    """Go on from the newest finished checkpoint of this run, or start from given weights."""
+    return run.Config(
+        nl.AutoResume,
+        resume_if_exists=True,
+        resume_ignore_no_checkpoint=True,
+        resume_past_end=True,
+        restore_config=run.Config(nl.RestoreConfig, path=str(weights), load_artifacts=False),
+    )

@@ -1,0 +1,46 @@
+"""The report of a run: report.json, report.html and a terminal table, all of the same numbers.
+
+    collect(run_dir)  the numbers, as a dict              (numbers.py)
+    write(run_dir)    report.json and report.html         (page.py, with plots.py and style.py)
+    table(numbers)    what the terminal shows             (terminal.py)
+
+Nothing here imports torch; matplotlib is loaded only when a plot is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from bielik_nemo.errors import DataError
+from bielik_nemo.report.numbers import collect
+from bielik_nemo.report.page import page
+from bielik_nemo.report.terminal import table
+
+__all__ = ["collect", "table", "write"]
+
+
+def write(run_dir: str | Path) -> Path:
+    """Write `report.json` and `report.html` into the run directory, each atomically; return the page's path.
+
+    Raises UserError when a file of the run is damaged (nothing is written) or a report cannot be written.
+    """
+    run_dir = Path(run_dir)
+    numbers = collect(run_dir)
+    html = page(numbers)
+    _replace(run_dir / "report.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _replace(run_dir / "report.html", html)
+    return run_dir / "report.html"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write all of the text beside `path`, then move it there: a reader sees the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The numbers of a run, gathered from the files that its stages left in the run directory.
+
+Every file is optional, because a pipeline may be a part of the graph: what is missing is left out, never
+guessed. What is there must be right: the first file that is no JSON or says something impossible is one
+DataError with its name and line. NaN and infinity, which Python writes but JSON lacks, count as null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.errors import DataError
+
+# The three models that a run compares, in the order in which they came to be.
+ROLES = ("source", "pruned", "distilled")
+# The order in which stages are told; others follow by name.
+_STAGES = ("import_hf", "data", "score", "search", "prune", "teacher", "distill", "sft", "dpo", "grpo", "export")
+_CURVE = ("step", "loss", "held_out_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
+
+
+def collect(run_dir: str | Path) -> dict[str, Any]:
+    """All that report.json says. Keys whose stage has not run are absent.
+
+    run                 name of the run directory
+    parameters          {source, target: all; source_once, target_once: one of two embedding matrices}
+    architecture        {source, target: fields of Architecture}
+    layers              {importance: [one per layer, Block Influence], dropped: [0-based]}
+    held_out_loss       {source, pruned, distilled}, nats per token, over held_out_tokens tokens
+    perplexity          {source, pruned, distilled}
+    gap_closed          see `gap_closed`
+    curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
+    samples             [{prompt, source, pruned, distilled}]
+    parity              {max_abs_logit_diff, tolerance, tokens} of the exported checkpoint
+    seconds             {stage: wall time}
+    packages            {name: version; several, comma-separated, when the stages saw different ones}
+
+    Raises DataError or CheckpointError naming the file, and the line or key, of the first fault.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir}: is not a run directory")
+    evaluation = run_dir / "evaluate" / "metrics.json"
+    content = _read(evaluation)
+    held_out_loss = _numbers_of(evaluation, content.get("held_out_loss"), ROLES, "held_out_loss.")
+    parity = run_dir / "export" / "parity.json"
+    numbers = {
+        "run": run_dir.resolve().name,
+        **_architectures(run_dir),
+        "layers": _layers(run_dir / "score" / "importance.json", run_dir / "prune" / "pruned.json"),
+        "held_out_loss": held_out_loss,
+        "perplexity": _numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
+        "held_out_tokens": _numbers_of(evaluation, content, ["tokens"]).get("tokens"),
+        "gap_closed": gap_closed(held_out_loss),
+        "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
+        "samples": _samples(evaluation, content.get("samples")),
+        "parity": _numbers_of(parity, _read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
+        **_manifests(run_dir),
+    }
+    return {key: value for key, value in numbers.items() if value not in (None, {}, [])}
+
+
+def gap_closed(loss: dict[str, float]) -> float | None:
+    """(pruned - distilled) / (pruned - source): 0 is no better than pruned, 1 as good as the source.
+
+    Not clipped: negative says that distillation did harm, more than 1 that the student beats its teacher here.
+    None when a value is missing, or when pruning cost nothing and there is no gap.
+    """
+    if not loss.keys() >= set(ROLES) or loss["pruned"] <= loss["source"]:
+        return None
+    return (loss["pruned"] - loss["distilled"]) / (loss["pruned"] - loss["source"])
+
+
+def _architectures(run_dir: Path) -> dict[str, Any]:
+    paths = {"source": run_dir / "import_hf", "target": run_dir / "prune"}
+    files = {role: path / "architecture.json" for role, path in paths.items()}
+    shapes = {role: Architecture.from_json(path) for role, path in files.items() if path.is_file()}
+    every = {role: shape.num_parameters() for role, shape in shapes.items()}
+    once = {f"{role}_once": shape.num_parameters(embeddings="once") for role, shape in shapes.items()}
+    return {
+        "parameters": every | once,
+        "architecture": {role: asdict(shape) for role, shape in shapes.items()},
+    }
+
+
+def _layers(scores: Path, pruned: Path) -> dict[str, list]:
+    importance = _read(scores).get("layers", [])
+    if not isinstance(importance, list) or not all(_is_number(score) for score in importance):
+        raise DataError(f"{scores}: layers: found {importance!r:.80}, allowed: a list of numbers")
+    dropped = _read(pruned).get("dropped_layers", [])
+    if not isinstance(dropped, list) or not all(type(layer) is int for layer in dropped):
+        raise DataError(f"{pruned}: dropped_layers: found {dropped!r:.80}, allowed: a list of layer numbers")
+    return {key: value for key, value in (("importance", importance), ("dropped", dropped)) if value}
+
+
+def _curve(path: Path) -> dict[str, list]:
+    """Training and validation rows by rising step. A resumed run repeats steps: the later line counts."""
+    curve: dict[str, dict] = {"training": {}, "validation": {}}
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _parse(path, line, number)
+        except DataError:
+            if number == len(lines):  # no newline ends it: the run was killed while it wrote
+                break
+            raise
+        row = _numbers_of(f"{path}: line {number}", row, _CURVE, keep_null=True)
+        if row.get("step") is None:
+            raise DataError(f"{path}: line {number}: step: found nothing, allowed: a number")
+        for kind, key in (("training", "loss"), ("validation", "held_out_loss")):
+            if key in row:
+                curve[kind][row["step"]] = row
+    return {kind: [rows[step] for step in sorted(rows)] for kind, rows in curve.items() if rows}
+
+
+def _samples(path: Path, samples: Any) -> list[dict[str, str]]:
+    texts = ("prompt", *ROLES)
+    rows = samples or []
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(isinstance(row.get(key, ""), str) for key in texts) for row in rows
+    ):
+        raise DataError(f"{path}: samples: found {rows!r:.80}, allowed: a list of objects of {', '.join(texts)}")
+    return [{key: row[key] for key in texts if key in row} for row in rows]
+
+
+def _manifests(run_dir: Path) -> dict[str, dict]:
+    def order(path: Path) -> tuple[int, str]:
+        stage = path.parent.name
+        return (_STAGES.index(stage) if stage in _STAGES else len(_STAGES), stage)
+
+    seconds: dict[str, float] = {}
+    versions: dict[str, dict[str, None]] = {}
+    for path in sorted(run_dir.glob("*/manifest.json"), key=order):
+        manifest = _read(path)
+        for value in _numbers_of(path, manifest, ["seconds"]).values():
+            seconds[path.parent.name] = value
+        packages = manifest.get("packages", {})
+        if not isinstance(packages, dict):
+            raise DataError(f"{path}: packages: found {packages!r:.80}, allowed: an object")
+        for name, version in packages.items():
+            versions.setdefault(name, {})[str(version)] = None
+    return {"seconds": seconds, "packages": {name: ", ".join(versions[name]) for name in sorted(versions)}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file."""
+    try:
+        return _parse(path, path.read_bytes()) if path.is_file() else {}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(path: Path, data: bytes, first_line: int = 1) -> dict[str, Any]:
+    """The JSON object in `data`, which begins at line `first_line` of the file."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=lambda name: None)
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise DataError(f"{path}: line {line}: found a byte that is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {first_line + error.lineno - 1}: not valid JSON: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: line {first_line}: found {type(value).__name__}, allowed: a JSON object")
+    return value
+
+
+def _numbers_of(
+    where: Path | str, table: Any, keys: Iterable[str], prefix: str = "", keep_null: bool = False
+) -> dict[str, Any]:
+    """The numbers that a JSON object has under these keys, and its nulls if asked to keep them."""
+    if not isinstance(table or {}, dict):
+        raise DataError(f"{where}: {prefix.rstrip('.')}: found {table!r:.80}, allowed: an object of numbers")
+    found = {key: table[key] for key in keys if key in (table or {})}
+    for key, value in found.items():
+        if not _is_number(value):
+            raise DataError(f"{where}: {prefix}{key}: found {value!r:.80}, allowed: a number")
+    return {key: value for key, value in found.items() if keep_null or value is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)

@@ -1,0 +1,66 @@
+"""The report as a terminal table. Plain ASCII words and no meaning in colour alone; fits 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from bielik_nemo.report import words
+from bielik_nemo.report.numbers import ROLES
+
+
+def table(numbers: dict[str, Any]) -> Group:
+    """The numbers of `collect` for `rich.print`: the three models, parity of the export, seconds per stage."""
+    parts = [Text("; ".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
+    if words.sentences(numbers):
+        parts.append(_models(numbers))
+    if "seconds" in numbers:
+        parts.append(_stages(numbers["seconds"]))
+    if "parity" in numbers:
+        parts.append(_parity(numbers["parity"]))
+    return Group(*parts)
+
+
+def _models(numbers: dict[str, Any]) -> Table:
+    both = words.counts_differ(numbers)
+    losses, perplexities = numbers.get("held_out_loss", {}), numbers.get("perplexity", {})
+    models = Table(box=box.SIMPLE_HEAD)
+    models.add_column("model")
+    headings = ["parameters", *["embeddings\nonce"] * both, "held-out loss\nnats/token", "perplexity", "gap closed"]
+    for heading in headings:
+        models.add_column(heading, justify="right")
+    for role in ROLES:
+        if role not in losses and (role == "distilled" or not words.size(numbers, role)):
+            continue
+        sizes = [words.size(numbers, role, once) for once in (False, True)[: 1 + both]]
+        models.add_row(
+            role,
+            *[words.count(number) if number else "" for number in sizes],
+            f"{losses[role]:.3f}" if role in losses else "",
+            words.perplexity(perplexities[role]) if role in perplexities else "",
+            words.percent(numbers["gap_closed"]) if role == "distilled" and "gap_closed" in numbers else "",
+        )
+    return models
+
+
+def _stages(seconds: dict[str, float]) -> Table:
+    total = sum(seconds.values())
+    stages = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    stages.add_column("stage", "total")
+    stages.add_column("seconds", f"{total:,.1f}", justify="right")
+    stages.add_column("time", words.duration(total), justify="right")
+    for stage, value in seconds.items():
+        stages.add_row(Text(stage), f"{value:,.1f}", words.duration(value))
+    return stages
+
+
+def _parity(parity: dict[str, float]) -> Text:
+    found = [f"{parity['max_abs_logit_diff']:.1e}"] if "max_abs_logit_diff" in parity else ["unknown"]
+    found += [f"allowed {parity['tolerance']:.0e}"] if "tolerance" in parity else []
+    found += [f"{parity['tokens']:,} tokens"] if "tokens" in parity else []
+    verdict = words.parity_verdict(parity)
+    return Text(f"export: largest logit difference {', '.join(found)}" + (f": {verdict}" if verdict else ""))

@@ -1,0 +1,71 @@
+"""How the report spells a number. Plain functions, the same for the page and the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bielik_nemo.report.numbers import ROLES
+
+
+def count(number: int) -> str:
+    """Parameters in three to five digits: 134.5M, 11.17B."""
+    # Limits are where rounding reaches the next unit: 999,960,000 is 1.00B, not 1000.0M.
+    if number >= 999_950_000:
+        return f"{number / 1e9:.2f}B"
+    if number >= 999_950:
+        return f"{number / 1e6:.1f}M"
+    return f"{number / 1e3:.1f}k" if number >= 1000 else str(number)
+
+
+def duration(seconds: float) -> str:
+    """9.4 s, 4 min 12 s, 3 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def percent(share: float) -> str:
+    """0.623 is 62.3 %."""
+    return f"{100 * share:.1f} %"
+
+
+def perplexity(value: float) -> str:
+    """Two decimals, or powers of ten where a model is lost altogether."""
+    return f"{value:,.2f}" if value < 1e5 else f"{value:.2e}"
+
+
+def size(numbers: dict[str, Any], role: str, once: bool = False) -> int | None:
+    """Number of parameters of the source, or of the pruned and distilled models (the target), if known."""
+    key = "source" if role == "source" else "target"
+    return numbers.get("parameters", {}).get(f"{key}_once" if once else key)
+
+
+def counts_differ(numbers: dict[str, Any]) -> bool:
+    """Whether untied embeddings make the two ways of counting parameters differ, so that both must be told."""
+    return any(size(numbers, role) != size(numbers, role, once=True) for role in ROLES)
+
+
+def sentences(numbers: dict[str, Any], arrow: str = "->") -> list[str]:
+    """What became what, as far as the run came: parameters, held-out loss, gap closed."""
+    found = []
+    sizes = [size(numbers, role) for role in ("source", "pruned")]
+    if any(sizes):
+        found.append(f" {arrow} ".join(count(number) for number in sizes if number) + " parameters")
+    losses = numbers.get("held_out_loss", {})
+    if losses:
+        chain = f" {arrow} ".join(f"{loss:.3f} {role}" for role, loss in losses.items())
+        found.append(f"held-out loss {chain}, nats per token")
+    if "gap_closed" in numbers:
+        found.append(f"{percent(numbers['gap_closed'])} of the gap closed")
+    return found
+
+
+def parity_verdict(parity: dict[str, float]) -> str:
+    """Whether the exported checkpoint's logits agree; empty where one of the two numbers is missing."""
+    if not parity.keys() >= {"max_abs_logit_diff", "tolerance"}:
+        return ""
+    return "within tolerance" if parity["max_abs_logit_diff"] <= parity["tolerance"] else "OUTSIDE TOLERANCE"

@@ -7,12 +7,13 @@ Stages read a frozen copy of the result, never Hydra.
 
 from __future__ import annotations
 
-import difflib
-import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from bielik_nemo import keys
 from bielik_nemo.errors import ConfigError
 
 STAGES = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -198,3 +199,58 @@ class Config:
     def data_parallel_size(self) -> int:
         """Number of copies of the model."""
         return self.world_size // (self.parallel.tp * self.parallel.pp)
+
+
+def compose(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """The configuration of experiment `recipe` (empty: none) with Hydra overrides on top, checked.
+
+    `config_dir` is the user's own folder of groups, searched after ours. Raises `ConfigError`: one line for each key
+    that is unknown, mistyped or impossible. No file outside the configuration is looked at (see preflight.py).
+    """
+    from bielik_nemo import composition, validation  # Hydra: only where something is composed
+
+    config = composition.to_object(composition.compose_dict(recipe, overrides, config_dir))
+    if problems := validation.problems(config):
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def freeze(config: Config, path: str | Path) -> None:
+    """Write every key as YAML, atomically. Stages and ranks read this file with `load`."""
+    import yaml
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> Config:
+    """Read what `freeze` wrote. Strict: `ConfigError` for a key that is missing, unknown or of another type."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    problems: list[str] = []
+    config = keys.build(Config, values, "", problems)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def view(config: Config, selected: Sequence[str]) -> dict[str, Any]:
+    """Plain values of dotted keys or whole sections, as `{"data.seq_length": 64, "optim": {...}}`."""
+    plain = asdict(config)
+    values = {}
+    for key in selected:
+        value: Any = plain
+        for part in key.split("."):
+            value = value[part]
+        values[key] = value
+    return values

@@ -29,7 +29,8 @@ def write(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     numbers = collect(run_dir)
     html = page(numbers)
-    _replace(run_dir / "report.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(run_dir / "report.json", text + "\n")
     _replace(run_dir / "report.html", html)
     return run_dir / "report.html"
 

@@ -18,8 +18,9 @@ from bielik_nemo.errors import DataError
 
 # The three models that a run compares, in the order in which they came to be.
 ROLES = ("source", "pruned", "distilled")
-# The order in which stages are told; others follow by name.
-_STAGES = ("import_hf", "data", "score", "search", "prune", "teacher", "distill", "sft", "dpo", "grpo", "export")
+# The order in which stages are told; any other follows by name.
+_STAGES = ("import_hf", "data", "score", "search", "prune", "pretrain", "teacher", "distill")
+_STAGES += ("sft", "dpo", "grpo", "export", "evaluate")
 _CURVE = ("step", "loss", "held_out_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
 
 
@@ -67,7 +68,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
 def gap_closed(loss: dict[str, float]) -> float | None:
     """(pruned - distilled) / (pruned - source): 0 is no better than pruned, 1 as good as the source.
 
-    Not clipped: negative says that distillation did harm, more than 1 that the student beats its teacher here.
+    Not clipped: negative says that distillation did harm, more than 1 that the student beats its teacher.
     None when a value is missing, or when pruning cost nothing and there is no gap.
     """
     if not loss.keys() >= set(ROLES) or loss["pruned"] <= loss["source"]:
@@ -125,7 +126,7 @@ def _samples(path: Path, samples: Any) -> list[dict[str, str]]:
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and all(isinstance(row.get(key, ""), str) for key in texts) for row in rows
     ):
-        raise DataError(f"{path}: samples: found {rows!r:.80}, allowed: a list of objects of {', '.join(texts)}")
+        raise DataError(f"{path}: samples: found {rows!r:.80}, allowed: objects of {', '.join(texts)}")
     return [{key: row[key] for key in texts if key in row} for row in rows]
 
 
@@ -164,7 +165,8 @@ def _parse(path: Path, data: bytes, first_line: int = 1) -> dict[str, Any]:
         line = first_line + data.count(b"\n", 0, error.start)
         raise DataError(f"{path}: line {line}: found a byte that is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {first_line + error.lineno - 1}: not valid JSON: {error.msg}") from None
+        line = first_line + error.lineno - 1
+        raise DataError(f"{path}: line {line}: not valid JSON: {error.msg}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: line {first_line}: found {type(value).__name__}, allowed: a JSON object")
     return value

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 _COLOUR = {name: light for name, (light, _) in PALETTE.items()}
 # Millimetres do not matter, only proportions: one unit of text is 1/72 inch, and the page scales both alike.
 _WIDE, _PANEL, _LOW = (8.6, 2.7), (4.2, 2.3), (4.2, 1.5)
+_DASHES = {"source": (5, 3), "pruned": (1.5, 2)}
 _MANY_POINTS = 40
 
 
 def layer_bars(importance: Sequence[float | None], dropped: Sequence[int]) -> str:
-    """A bar per layer, counted from 0; dropped ones in another colour, hatched for eyes that see no colour."""
+    """A bar per layer, counted from 0; dropped ones in another colour, and hatched for who sees none."""
     gone = set(dropped)
 
     def paint(axes: Axes) -> None:
@@ -48,7 +49,6 @@ def curve(
     rows: Sequence[Mapping[str, Any]],
     key: str,
     *,
-    name: str,
     colour: str,
     levels: Mapping[str, float] | None = None,
     small: bool = False,
@@ -62,17 +62,20 @@ def curve(
 
     def paint(axes: Axes) -> None:
         marker = "o" if len(rows) <= _MANY_POINTS else None
-        axes.plot(steps, values, color=_COLOUR[colour], linewidth=1.5, marker=marker, markersize=3, label=name)
-        for (role, height), dashes in zip((levels or {}).items(), ((5, 3), (1.5, 2)), strict=False):
-            axes.axhline(height, color=_COLOUR[role], linewidth=1.4, dashes=dashes, label=f"{role} {height:.3f}")
+        style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
+        axes.plot(steps, values, color=_COLOUR[colour], label="distilled", **style)
+        for role, height in (levels or {}).items():
+            style = {"linewidth": 1.4, "dashes": _DASHES[role], "label": f"{role} {height:.3f}"}
+            axes.axhline(height, color=_COLOUR[role], **style)
         if levels:
             _legend(axes)
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step", loc="right")
         if small:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
-            axes.locator_params(axis="y", nbins=3)
+            axes.yaxis.set_major_formatter(
+                lambda value, _: f"{value:.1e}" if 0 < value < 0.01 else f"{value:g}"
+            )
 
     return _svg(title, _LOW if small else _PANEL, paint)
 
@@ -96,6 +99,7 @@ def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
         axes.grid(axis="y", color=line, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if size != _LOW else 3))
         paint(axes)
         file = io.StringIO()
         nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -104,7 +108,7 @@ def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
 
 
 def _inline(text: str, title: str) -> str:
-    """Make a stand-alone SVG file part of a page: no prologue, fixed size or repeated ids; colours by name."""
+    """Make an SVG file part of a page: no prologue, fixed size or repeated ids; colours by name."""
     box, body = re.search(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>(.*)', text, re.DOTALL).groups()
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body)

@@ -5,78 +5,96 @@ are drawn with the light value, which plots.py turns into the same `var(--name)`
 """
 
 PALETTE = {
-    "paper": ("#f6f7f9", "#0f1318"),
+    "paper": ("#f5f6f8", "#0f1318"),
     "card": ("#ffffff", "#171c23"),
     "line": ("#dde2e8", "#2b333d"),
+    "wash": ("#eef2f8", "#1e2630"),
     "ink": ("#18202a", "#e7ecf2"),
     "muted": ("#5a6675", "#9aa7b6"),
     "source": ("#3566c9", "#7fa6ff"),
     "pruned": ("#c95f12", "#f2a25c"),
     "distilled": ("#12866a", "#4fcba6"),
-    "wash": ("#eef2f8", "#1e2630"),
 }
 
 _RULES = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
-main,header,footer{max-width:66rem;margin:0 auto;padding:0 1.25rem}
-header{padding-top:3rem}
-.eyebrow{margin:0;color:var(--muted);font-size:.95rem}
-h1{margin:.35rem 0 .5rem;font-size:clamp(1.7rem,5vw,2.9rem);line-height:1.15;letter-spacing:-.02em;font-weight:680}
-h1+p{margin:0 0 2rem;font-size:1.15rem;max-width:52rem}
-h2{margin:0 0 .35rem;font-size:1.3rem;letter-spacing:-.01em}
-h2+p{margin:0 0 1.1rem;color:var(--muted);max-width:46rem}
-.num,.tile b,td{font-variant-numeric:tabular-nums}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:1rem;margin:0 0 1rem;padding:0}
-.tile,section{background:var(--card);border:1px solid var(--line);border-radius:14px}
-.tile{padding:1rem 1.15rem 1.05rem}
-.tile dt{color:var(--muted);font-size:.9rem}
-.tile dd{margin:0;font-size:.9rem;color:var(--muted)}
-.tile b{display:block;color:var(--ink);font-size:1.65rem;line-height:1.3;font-weight:650;letter-spacing:-.01em}
-section{padding:1.5rem 1.6rem 1.6rem;margin:0 0 1rem}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.95rem}
-th{font-weight:500;color:var(--muted);text-align:left;white-space:nowrap}
-thead th{vertical-align:bottom;font-size:.88rem;line-height:1.3}
-th,td{padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line)}
-tr>:last-child{padding-right:0}
-tbody tr:last-child>*{border-bottom:0}
-tfoot th,tfoot td{border-top:1px solid var(--line);border-bottom:0;color:var(--ink);font-weight:650}
-tbody th{color:var(--ink)}
-tr.same>*{color:var(--muted)}
-.num{text-align:right;white-space:nowrap}
-.barcell{width:42%}
-.bar{display:block;height:.7rem;border-radius:.35rem;min-width:2px;background:var(--muted)}
-.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.55em}
-.source{background:var(--source)}.pruned{background:var(--pruned)}.distilled{background:var(--distilled)}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.5rem 2rem}
-figure{margin:0;min-width:0;break-inside:avoid}
-figcaption{font-size:.92rem;color:var(--muted);margin:0 0 .3rem}
-figcaption b{color:var(--ink);font-weight:600}
-svg{display:block;width:100%;height:auto}
-svg text{font-family:inherit!important}
-.wide svg{min-width:38rem}
-.sample{border-top:1px solid var(--line);padding-top:1.2rem;margin-top:1.4rem}
-h2+.sample,h2+p+.sample{border:0;padding:0;margin-top:.8rem}
-.text{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;tab-size:4;
-font:.86rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-.prompt{background:var(--wash);border-left:4px solid var(--muted);border-radius:0 8px 8px 0;padding:.7rem .95rem}
-.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));gap:1rem 1.6rem;
-margin-top:1rem}
-.who{margin:0 0 .3rem;font-size:.88rem;font-weight:600}
-.prompt .who{color:var(--muted)}
-.verdict{display:inline-block;font-size:.9rem;font-weight:650;border:1.5px solid;border-radius:1rem;padding:.05rem .75rem}
-.good{color:var(--distilled)}.bad{color:var(--pruned)}
-footer{padding-top:.8rem;padding-bottom:3rem;color:var(--muted);font-size:.86rem}
-@media(max-width:40rem){header{padding-top:1.6rem}section{padding:1.15rem 1.1rem}main,header,footer{padding-left:.75rem;
-padding-right:.75rem}}
-@media print{body{background:none}section,.tile{break-inside:avoid}}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  -webkit-text-size-adjust: 100% }
+header, main, footer { max-width: 66rem; margin: 0 auto; padding: 0 1.25rem }
+header { padding-top: 3rem }
+.eyebrow { margin: 0; color: var(--muted) }
+h1 { margin: .3rem 0 .6rem; font-size: clamp(1.7rem, 5vw, 2.9rem); line-height: 1.15; font-weight: 680;
+  letter-spacing: -.02em }
+.lede { margin: 0 0 2rem; font-size: 1.15rem; max-width: 54rem }
+h2 { margin: 0 0 .4rem; font-size: 1.3rem; letter-spacing: -.01em }
+h2 + p { margin: 0 0 1.1rem; color: var(--muted); max-width: 46rem }
+
+.tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
+  margin: 0 0 1rem }
+section { padding: 1.5rem 1.6rem 1.6rem }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr));
+  gap: 0 1rem; margin: 0 }
+.tile { padding: .95rem 1.15rem 1rem }
+.tile dt, .tile dd { margin: 0; color: var(--muted); font-size: .9rem }
+.tile b { display: block; color: var(--ink); font-size: 1.65rem; line-height: 1.3; font-weight: 650;
+  letter-spacing: -.01em }
+
+.wide { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .95rem }
+th, td { padding: .5rem 1rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left }
+tr > :last-child { padding-right: 0 }
+thead th { color: var(--muted); font-size: .88rem; font-weight: 500; line-height: 1.3;
+  vertical-align: bottom }
+tbody th { font-weight: 500 }
+tbody tr:last-child > * { border-bottom: 0 }
+tfoot > tr > * { border-top: 1px solid var(--line); border-bottom: 0; font-weight: 650 }
+tr.same > * { color: var(--muted); font-weight: 400 }
+.num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.barcell { width: 45%; min-width: 8rem; padding-left: .6rem }
+.bar { display: block; height: .7rem; min-width: 2px; border-radius: .35rem; background: var(--muted) }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .55em }
+.source { background: var(--source) }
+.pruned { background: var(--pruned) }
+.distilled { background: var(--distilled) }
+
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  gap: 1.5rem 2.2rem; align-items: end }
+figure { margin: 0; min-width: 0 }
+figcaption { margin: 0 0 .3rem; color: var(--muted); font-size: .92rem }
+figcaption b { color: var(--ink); font-weight: 600 }
+svg { display: block; width: 100%; height: auto }
+svg text { font-family: inherit !important }
+.wide svg { min-width: 38rem }
+
+.sample { border-top: 1px solid var(--line); padding-top: 1.4rem; margin-top: 1.5rem }
+h2 + .sample { border: 0; padding: 0; margin-top: .8rem }
+.text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4;
+  font: .86rem/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace }
+.who { margin: 0 0 .3rem; font-size: .88rem; font-weight: 600 }
+.prompt { background: var(--wash); border-left: 4px solid var(--muted); border-radius: 0 8px 8px 0;
+  padding: .7rem 1rem }
+.prompt .who { color: var(--muted) }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr));
+  gap: 1rem 1.8rem; margin-top: 1rem }
+
+.verdict { display: inline-block; margin-left: .4rem; padding: .05rem .75rem; border: 1.5px solid;
+  border-radius: 1rem; font-size: .9rem; font-weight: 650 }
+.good { color: var(--distilled) }
+.bad { color: var(--pruned) }
+footer { padding-top: .5rem; padding-bottom: 3rem; color: var(--muted); font-size: .86rem }
+
+@media (max-width: 40rem) {
+  header { padding-top: 1.6rem }
+  header, main, footer { padding-left: .75rem; padding-right: .75rem }
+  section { padding: 1.15rem 1.1rem }
+}
+@media print { section, .tile, .sample { break-inside: avoid } }
 """
 
 
 def stylesheet() -> str:
     """The page's CSS: both sets of colours, then the rules."""
-    light, dark = (";".join(f"--{name}:{pair[mode]}" for name, pair in PALETTE.items()) for mode in (0, 1))
-    root = f":root{{color-scheme:light dark;{light}}}"
-    return f"{root}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_RULES}"
+    light, dark = ("; ".join(f"--{name}: {pair[mode]}" for name, pair in PALETTE.items()) for mode in (0, 1))
+    root = f":root {{ color-scheme: light dark; {light} }}"
+    return f"{root}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}{_RULES}"

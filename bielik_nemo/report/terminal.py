@@ -14,7 +14,7 @@ from bielik_nemo.report.numbers import ROLES
 
 
 def table(numbers: dict[str, Any]) -> Group:
-    """The numbers of `collect` for `rich.print`: the three models, parity of the export, seconds per stage."""
+    """The numbers of `collect` for a console: the three models, seconds per stage, parity of the export."""
     parts = [Text("; ".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
     if words.sentences(numbers):
         parts.append(_models(numbers))
@@ -28,10 +28,10 @@ def table(numbers: dict[str, Any]) -> Group:
 def _models(numbers: dict[str, Any]) -> Table:
     both = words.counts_differ(numbers)
     losses, perplexities = numbers.get("held_out_loss", {}), numbers.get("perplexity", {})
-    models = Table(box=box.SIMPLE_HEAD)
+    models = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     models.add_column("model")
-    headings = ["parameters", *["embeddings\nonce"] * both, "held-out loss\nnats/token", "perplexity", "gap closed"]
-    for heading in headings:
+    sizes = ["parameters", "embeddings\nonce"][: 1 + both]
+    for heading in (*sizes, "held-out loss\nnats/token", "perplexity", "gap closed"):
         models.add_column(heading, justify="right")
     for role in ROLES:
         if role not in losses and (role == "distilled" or not words.size(numbers, role)):
@@ -49,7 +49,7 @@ def _models(numbers: dict[str, Any]) -> Table:
 
 def _stages(seconds: dict[str, float]) -> Table:
     total = sum(seconds.values())
-    stages = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    stages = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
     stages.add_column("stage", "total")
     stages.add_column("seconds", f"{total:,.1f}", justify="right")
     stages.add_column("time", words.duration(total), justify="right")

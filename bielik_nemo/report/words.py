@@ -6,6 +6,8 @@ from typing import Any
 
 from bielik_nemo.report.numbers import ROLES
 
+WITHIN, OUTSIDE = "within tolerance", "OUTSIDE TOLERANCE"
+
 
 def count(number: int) -> str:
     """Parameters in three to five digits: 134.5M, 11.17B."""
@@ -28,6 +30,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def change(before: float, after: float) -> str:
+    """From 200 to 150 is \N{MINUS SIGN}25.0 %."""
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
 def percent(share: float) -> str:
     """0.623 is 62.3 %."""
     return f"{100 * share:.1f} %"
@@ -45,7 +52,7 @@ def size(numbers: dict[str, Any], role: str, once: bool = False) -> int | None:
 
 
 def counts_differ(numbers: dict[str, Any]) -> bool:
-    """Whether untied embeddings make the two ways of counting parameters differ, so that both must be told."""
+    """Whether untied embeddings make the two ways of counting parameters differ: then both are told."""
     return any(size(numbers, role) != size(numbers, role, once=True) for role in ROLES)
 
 
@@ -58,7 +65,7 @@ def sentences(numbers: dict[str, Any], arrow: str = "->") -> list[str]:
     losses = numbers.get("held_out_loss", {})
     if losses:
         chain = f" {arrow} ".join(f"{loss:.3f} {role}" for role, loss in losses.items())
-        found.append(f"held-out loss {chain}, nats per token")
+        found.append(f"held-out loss (nats per token) {chain}")
     if "gap_closed" in numbers:
         found.append(f"{percent(numbers['gap_closed'])} of the gap closed")
     return found
@@ -68,4 +75,4 @@ def parity_verdict(parity: dict[str, float]) -> str:
     """Whether the exported checkpoint's logits agree; empty where one of the two numbers is missing."""
     if not parity.keys() >= {"max_abs_logit_diff", "tolerance"}:
         return ""
-    return "within tolerance" if parity["max_abs_logit_diff"] <= parity["tolerance"] else "OUTSIDE TOLERANCE"
+    return WITHIN if parity["max_abs_logit_diff"] <= parity["tolerance"] else OUTSIDE

@@ -1,0 +1,190 @@
+"""The command line: `bielik-nemo <stage|pipeline|check|report> [options] [overrides]`.
+
+Only what a command needs is imported, so that help and composing answer at once. What the user can mend is one line
+on standard error and exit status 2; an interrupt is 130; anything else is a bug of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from bielik_nemo import __version__
+from bielik_nemo.config import STAGES, Config, compose
+from bielik_nemo.errors import ConfigError, UserError
+from bielik_nemo.keys import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMANDS = {
+    "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
+    "data": "text -> tokenised training and held-out sets",
+    "score": "importance of every layer, channel and head (Minitron)",
+    "prune": "remove the least important ones",
+    "distill": "train the pruned model on the source's logits",
+    "export": "Megatron checkpoint -> Hugging Face checkpoint, with a check that the logits agree",
+    "evaluate": "held-out loss and samples of source, pruned and distilled model",
+    "pipeline": "all stages of pipeline.stages in order, then the report; what is done is skipped",
+    "check": "what would fail, and an estimate of memory and GPU-hours; runs nothing",
+    "report": "write report.html and report.json of a run, print its table",
+}
+OPTIONS = """\
+options:
+  --cfg job          print the composed configuration and stop
+  -m, --multirun     run once for every combination of comma-separated values (a=1,2 b=3,4), each in a folder of its
+                     own below run.dir, named by what is swept, unless run.dir or run.name is swept
+  --config-dir DIR   a folder of your own with Hydra groups (DIR/experiment/mine.yaml), searched after ours
+  -h, --help         this text
+  --version          the version
+"""
+EXAMPLES = """\
+examples:
+  bielik-nemo pipeline experiment=tiny
+  bielik-nemo check experiment=bielik_minitron_7b parallel.tp=4 optim.lr=1e-4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        path = full_disk(error)
+        if path is None:
+            raise
+        print(f"error: no space left on device: {path}", file=sys.stderr)
+        return 2
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """Path at which a disk or a quota was full, if that is behind `error`; None if not."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return str(error.filename or "unknown path")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _main(argv: list[str]) -> int:
+    command = argv[0] if argv and not argv[0].startswith("-") else ""
+    if command and command not in COMMANDS:
+        raise ConfigError(f"{command}: unknown command{nearest(command, COMMANDS)}; allowed: {', '.join(COMMANDS)}")
+    options = _parser().parse_intermixed_args(argv[1:] if command else argv)
+    if options.version:
+        print(f"bielik-nemo {__version__}")
+    elif options.help or not command:
+        print(_help(command), end="")
+        return 0 if options.help else 2
+    elif options.cfg:
+        _print_configs(options)
+    else:
+        # Every job is composed before the first one runs: a mistake in the last must not cost the others.
+        for config in list(_configs(options)):
+            status = _run(command, config)
+            if status:
+                return status
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see bielik-nemo --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    return parser
+
+
+def _help(command: str) -> str:
+    if command:
+        return (
+            f"bielik-nemo {command} [options] [overrides]\n\n  {COMMANDS[command]}\n\n{OPTIONS}\n"
+            "overrides: key=value or group=option, such as experiment=tiny optim.lr=1e-4; --cfg job shows all keys\n"
+        )
+    listed = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
+    return (
+        "bielik-nemo <command> [options] [overrides]\n\n"
+        "Prune, distil and export a large language model with NeMo, Megatron-Core and Model Optimizer.\n\n"
+        f"commands:\n{listed}\n{OPTIONS}\n{EXAMPLES}"
+    )
+
+
+def _jobs(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
+    if not options.multirun:
+        return [("", options.overrides)]
+    from bielik_nemo.composition import expand_sweep
+
+    return expand_sweep(options.overrides, options.config_dir)
+
+
+def _print_configs(options: argparse.Namespace) -> None:
+    from bielik_nemo.composition import compose_dict, to_yaml
+
+    jobs = _jobs(options)
+    for name, overrides in jobs:
+        text = to_yaml(compose_dict("", overrides, options.config_dir))
+        print(f"---\n# {name}\n{text}" if len(jobs) > 1 else text, end="")
+
+
+def _configs(options: argparse.Namespace) -> Iterator[Config]:
+    for name, overrides in _jobs(options):
+        config = compose("", overrides, options.config_dir)
+        if name and not any(part.startswith(("run.dir=", "run.name=")) for part in name.split(",")):
+            config.run.dir = os.path.join(config.run.dir, name)
+        yield config
+
+
+def _run(command: str, config: Config) -> int:
+    if command == "check":
+        return _check(config)
+    if command == "report":
+        return _report(config)
+    from bielik_nemo import preflight
+
+    stages = [command] if command in STAGES else config.pipeline.stages
+    preflight.require(config, stages)
+    from bielik_nemo import pipeline
+
+    pipeline.run(config, stages)
+    return 0
+
+
+def _check(config: Config) -> int:
+    from bielik_nemo import budget, preflight
+
+    found = preflight.findings(config)
+    for finding in found:
+        print(f"{finding.level}: {finding.key}: {finding.message}")
+    architecture = preflight.source_architecture(config)
+    if architecture is not None:
+        print(budget.table(config, architecture))
+    errors = sum(finding.level == "error" for finding in found)
+    print(f"{errors} errors, {len(found) - errors} warnings")
+    return 2 if errors else 0
+
+
+def _report(config: Config) -> int:
+    from bielik_nemo import report
+
+    report.write(Path(config.run.dir))
+    return 0

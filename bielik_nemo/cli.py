@@ -7,14 +7,13 @@ on standard error and exit status 2; an interrupt is 130; anything else is a bug
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bielik_nemo import __version__
+from bielik_nemo.artifacts import disk_full
 from bielik_nemo.config import STAGES, Config, compose
 from bielik_nemo.errors import ConfigError, UserError
 from bielik_nemo.keys import nearest
@@ -62,30 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except Exception as error:
-        path = full_disk(error)
-        if path is None:
+        if not disk_full(error):
             raise
-        print(f"error: no space left on device: {path}", file=sys.stderr)
+        where = getattr(error, "filename", None)
+        print("error: no space left on device" + (f": {where}" if where else ""), file=sys.stderr)
         return 2
 
 
-def full_disk(error: BaseException | None) -> str | None:
-    """Path at which a disk or a quota was full, if that is behind `error`; None if not."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return str(error.filename or "unknown path")
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _main(argv: list[str]) -> int:
-    command = argv[0] if argv and not argv[0].startswith("-") else ""
-    if command and command not in COMMANDS:
-        raise ConfigError(f"{command}: unknown command{nearest(command, COMMANDS)}; allowed: {', '.join(COMMANDS)}")
-    options = _parser().parse_intermixed_args(argv[1:] if command else argv)
+    options = _parser().parse_intermixed_args(argv)
+    command = options.command
+    if command is not None and command not in COMMANDS:
+        raise ConfigError(f"{command!r} is not a command; allowed: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}")
     if options.version:
         print(f"bielik-nemo {__version__}")
-    elif options.help or not command:
+    elif options.help or command is None:
         print(_help(command), end="")
         return 0 if options.help else 2
     elif options.cfg:
@@ -106,6 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("command", nargs="?")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--cfg", choices=["job"])
     parser.add_argument("-m", "--multirun", action="store_true")
@@ -115,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _help(command: str) -> str:
+def _help(command: str | None) -> str:
     if command:
         return (
             f"bielik-nemo {command} [options] [overrides]\n\n  {COMMANDS[command]}\n\n{OPTIONS}\n"
@@ -149,8 +140,7 @@ def _print_configs(options: argparse.Namespace) -> None:
 def _configs(options: argparse.Namespace) -> Iterator[Config]:
     for name, overrides in _jobs(options):
         config = compose("", overrides, options.config_dir)
-        if name and not any(part.startswith(("run.dir=", "run.name=")) for part in name.split(",")):
-            config.run.dir = os.path.join(config.run.dir, name)
+        config.run.dir = os.path.join(config.run.dir, name) if name else config.run.dir
         yield config
 
 
@@ -159,13 +149,9 @@ def _run(command: str, config: Config) -> int:
         return _check(config)
     if command == "report":
         return _report(config)
-    from bielik_nemo import preflight
-
-    stages = [command] if command in STAGES else config.pipeline.stages
-    preflight.require(config, stages)
     from bielik_nemo import pipeline
 
-    pipeline.run(config, stages)
+    pipeline.run(config, [command] if command in STAGES else None)
     return 0
 
 
@@ -174,17 +160,19 @@ def _check(config: Config) -> int:
 
     found = preflight.findings(config)
     for finding in found:
-        print(f"{finding.level}: {finding.key}: {finding.message}")
-    architecture = preflight.source_architecture(config)
-    if architecture is not None:
-        print(budget.table(config, architecture))
+        print(f"{finding.level}: {finding.message}")
     errors = sum(finding.level == "error" for finding in found)
+    if costs := preflight.costs(config):
+        print(budget.table(config, costs))
     print(f"{errors} errors, {len(found) - errors} warnings")
     return 2 if errors else 0
 
 
 def _report(config: Config) -> int:
+    from rich.console import Console
+
     from bielik_nemo import report
 
-    report.write(Path(config.run.dir))
+    page = report.write(config.run.dir)
+    Console().print(report.table(report.collect(config.run.dir)), f"\n{page}")
     return 0

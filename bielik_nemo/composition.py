@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -22,14 +23,20 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from bielik_nemo.config import Config
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.keys import describe, dotted_keys, nearest, type_at, without_none
+from bielik_nemo.keys import describe, dotted_keys, field_types, nearest, type_at
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,9 +50,7 @@ def register_schema() -> None:
     ConfigStore.instance().store(name=SCHEMA, node=Config, provider="bielik_nemo")
 
 
-def compose_dict(
-    recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None
-) -> DictConfig:
+def compose_dict(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """Composed configuration, interpolations still in it. Raises `ConfigError` with one line for each wrong override.
 
     Args:
@@ -54,12 +59,11 @@ def compose_dict(
         config_dir: the user's own folder of groups, searched after ours.
     """
     loader = _loader(config_dir)
-    overrides = [f"experiment={recipe}" if recipe else None, *overrides]
-    parsed = _parse([each for each in overrides if each is not None], loader)
+    lines = [f"experiment={recipe}", *overrides] if recipe else list(overrides)
+    parsed = _parse(lines, loader)
     problems = [problem for each in parsed if (problem := _problem(each, loader))]
     if problems:
         raise ConfigError("\n".join(problems))
-    lines = [each.input_line for each in parsed]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # a folder of hydra.searchpath that does not exist
@@ -86,9 +90,10 @@ def to_yaml(config: DictConfig) -> str:
 
 
 def expand_sweep(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[tuple[str, list[str]]]:
-    """Cartesian product of the swept values (`a=1,2 b=range(3)`): for each job its name and its overrides.
+    """Cartesian product of the swept values (`a=1,2 b=range(3)`): for each job a folder name and its overrides.
 
-    The name is made of what is swept, such as `optim.lr=0.0001,run.seed=2`, and is fit for a file name.
+    The name is made of what is swept, such as `optim.lr=0.0001,run.seed=2`, with characters that do not suit a file
+    name as %XX. It is empty when run.dir or run.name is swept, since the jobs then differ in their folder already.
     """
     parsed = _parse(overrides, _loader(config_dir))
     swept = [each.get_key_element() for each in parsed if each.is_sweep_override()]
@@ -96,11 +101,10 @@ def expand_sweep(overrides: Sequence[str], config_dir: str | Path | None = None)
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(f"--multirun: {error}") from error
-    named = []
-    for job in jobs:
-        parts = [each for each in job if each.partition("=")[0] in swept]
-        named.append((quote(",".join(parts), safe="=,+"), job))
-    return named
+    if {"run.dir", "run.name"} & set(swept):
+        swept = []
+    parts = [[each for each in job if each.partition("=")[0] in swept] for job in jobs]
+    return [(quote(",".join(part), safe="=,+"), job) for part, job in zip(parts, jobs, strict=True)]
 
 
 def _loader(config_dir: str | Path | None) -> ConfigLoaderImpl:
@@ -118,57 +122,62 @@ def _parse(overrides: Sequence[str], loader: ConfigLoaderImpl) -> list[Override]
     parser = OverridesParser.create(config_loader=loader)
     parsed, problems = [], []
     for each in overrides:
+        key, equals, value = each.partition("=")
+        mark = "'" if '"' in value else '"'
+        if not re.fullmatch(r"[+~]*[\w-]+([./@][\w-]+)*", key) or not (equals or key.startswith("~")):
+            problems.append(f"{each!r} is not an override; allowed: key=value or group=option")
+            continue
         try:
             parsed += parser.parse_overrides([each])
-        except (OverrideParseException, HydraException):
-            key, equals, value = each.partition("=")
-            if not equals or not re.fullmatch(r"[\w.@/+~]+", key):
-                problems.append(f"{each}: not an override; allowed: key=value or group=option")
-            else:
-                mark = '"' if '"' not in value else "'"
-                problems.append(
-                    f"{key}: found {value}, allowed: plain text, or in quotes when it has other characters than letters "
-                    f"without accents, digits and -_./:, as in (for the shell) '{key}={mark}{value}{mark}'"
-                )
+        except HydraException:
+            problems.append(
+                f"{key}: found {value!r}, allowed: a word, number or [list], or text in quotes; "
+                f"text on a command line: '{key}={mark}{value}{mark}'"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
     return parsed
 
 
 def _groups(loader: ConfigLoaderImpl) -> list[str]:
-    return [name for name in loader.list_groups("") if name not in ("hydra", "__pycache__")]
+    return [name for name in loader.list_groups("") if name not in ("hydra", "local", "__pycache__")]
 
 
 def _problem(override: Override, loader: ConfigLoaderImpl) -> str | None:
-    """What is wrong with the left side of an override, and with a swept or group value."""
-    key, value = override.key_or_group, override.value()
+    """What is wrong with the left side of an override, or with the option that it chooses."""
+    key, text = override.key_or_group, override.input_line
     if override.is_sweep_override():
-        return f"{key}: found several values ({override.get_value_element_as_str()}); allowed: one, or add --multirun"
+        return f"{key}: found {text.partition('=')[2]!r}, allowed: one value, or several with --multirun"
     if key in _groups(loader):
-        if override.is_delete():
-            return None
+        value = override.value()
         options = sorted(loader.get_group_options(key))
         wrong = [each for each in (value if isinstance(value, list) else [value]) if each not in options]
-        if wrong or override.is_add() or override.package is not None:
-            hint = nearest(str(wrong[0]), options) if wrong else ""
-            return f"{key}: found {override.input_line!r}, allowed: {key}= {', '.join(options)}{hint}"
+        if override.is_add() or override.package is not None:
+            return f"{key}: found {text!r}, allowed: {key}=option, option one of {', '.join(options)}"
+        if wrong and not override.is_delete():
+            found = "null" if wrong[0] is None else repr(wrong[0])
+            return f"{key}: found {found}, allowed: {', '.join(options)}{nearest(str(wrong[0]), options)}"
         return None
     if key == "hydra.searchpath":
         return None
     if type_at(Config, key) is None:
         return _unknown(key, loader)
-    if override.is_delete() or override.is_add() and not override.is_force_add():
-        return f"{key}: found {override.input_line!r}; keys cannot be added or removed, allowed: {key}=value"
+    if override.is_delete() or (override.is_add() and not override.is_force_add()):
+        return f"{key}: found {text!r}: keys cannot be added or removed, allowed: {key}=value"
     return None
 
 
 def _unknown(key: str, loader: ConfigLoaderImpl | None) -> str:
-    groups = _groups(loader) if loader else []
-    keys = dotted_keys(Config)
     section = key.rpartition(".")[0]
+    if key.partition(".")[0] == "hydra":
+        return f"{key}: not used here, allowed: hydra.searchpath"
     inside = type_at(Config, section) if section else Config
-    allowed = f"; allowed: {describe(inside)}" if inside else ""
-    return f"{key}: unknown key{nearest(key, dict.fromkeys([*keys, *groups]))}{allowed}"
+    names = [*dotted_keys(Config), *(_groups(loader) if loader else [])]
+    allowed = ""
+    if is_dataclass(inside):
+        allowed = f"; allowed: {describe(inside)}"
+        names += [f"{section}.{name}" for name in field_types(inside) if section]
+    return f"{key}: unknown key{allowed}{nearest(key, names)}"
 
 
 def _translate(error: Exception, overrides: list[Override], loader: ConfigLoaderImpl | None) -> str:
@@ -176,36 +185,34 @@ def _translate(error: Exception, overrides: list[Override], loader: ConfigLoader
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
-    file = re.match(r"In '(.+?)'", str(error))
+    text = " ".join(str(error).split())
+    file = re.match(r"In '(.+?)': ", text)
     where = f"{file[1]}.yaml: " if file and file[1] != "config" else ""
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, OmegaConfBaseException) and cause.full_key):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, OmegaConfBaseException):
-        return where + _translate_key(cause, str(error), loader)
-    nullable = [each.key_or_group for each in overrides if each.key_or_group.startswith("model.shape")]
-    if isinstance(error, AssertionError | AttributeError) and nullable:  # Hydra cannot set a part of what is null
-        return f"{nullable[0]}: model.shape is null, allowed: choose a model with a shape first (such as model=bielik_11b_v3)"
-    text = " ".join(str(error).split())
-    missing = re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text)
-    if isinstance(error, MissingConfigException) and missing and loader:
-        options = sorted(loader.get_group_options(missing[1]))
-        hint = nearest(missing[2], options)
-        return f"{where}{missing[1]}: found {missing[2]!r}, allowed: {', '.join(options)}{hint}"
+        return where + _translate_key(cause, text, loader)
+    in_null = [each.input_line for each in overrides if each.key_or_group.startswith("model.shape")]
+    if in_null and isinstance(error, AssertionError | AttributeError):  # all that Hydra says about a part of null
+        return f"model.shape: found {in_null[0]!r} while it is null, allowed: with a model that has one (model=tiny)"
+    option = re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text)
+    if isinstance(error, MissingConfigException) and option and loader:
+        options = sorted(loader.get_group_options(option[1]))
+        return f"{where}{option[1]}: found {option[2]!r}, allowed: {', '.join(options)}{nearest(option[2], options)}"
     return text
 
 
 def _translate_key(error: OmegaConfBaseException, outer: str, loader: ConfigLoaderImpl | None) -> str:
-    key, kind = error.full_key, type_at(Config, error.full_key)
+    key, kind, value = error.full_key, type_at(Config, error.full_key), error.value
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         inside = re.match(r"Could not override '(.+?)'", outer)
-        if inside and inside[1] != key and type_at(Config, inside[1]):  # a key inside the value of an override
-            return f"{inside[1]}: unknown key {key!r} in its value, allowed: {describe(type_at(Config, inside[1]))}"
+        if inside and (whole := type_at(Config, inside[1])):  # the key is in the value of an override
+            return f"{inside[1]}: found {key!r} in its value, allowed: {describe(whole)}"
         return _unknown(key, loader)
-    found = repr(error.value)
-    if error.value is None and kind is not None and "Interpolation" in type(error).__name__:
-        found = error.msg.splitlines()[0]
-    elif type(error).__name__ == "MissingMandatoryValue":
-        found = "???"
-    allowed = describe(without_none(kind) if error.value is not None else kind) if kind else "nothing there"
-    return f"{key}: found {found}, allowed: {allowed}"
+    if isinstance(error, InterpolationResolutionError) and value is None:
+        return f"{key}: cannot be resolved: {error.msg.splitlines()[0]}"
+    if isinstance(error, MissingMandatoryValue):
+        value = "???"
+    found = "null" if value is None else "no such item" if value == {} else repr(value)
+    return f"{key}: found {found}, allowed: {describe(kind) if kind else 'nothing'}"

@@ -7,13 +7,14 @@ Stages read a frozen copy of the result, never Hydra.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Optional
 
 from bielik_nemo import keys
+from bielik_nemo.artifacts import write_text
 from bielik_nemo.errors import ConfigError
 
 STAGES = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -82,6 +83,7 @@ class Distill:
 
     temperature: float = 1.0  # best of 0.1, 0.5, 1, 3 in arXiv 2407.14679 A.5; the Bielik report gives no value
     gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
+    gate_tokens: int = 8192  # held-out tokens that the gate measures
     gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
 
 
@@ -144,7 +146,8 @@ class Cluster:
     name: str = "local"
     nodes: int = 1
     devices_per_node: Optional[int] = None  # None: as many as parallel.tp * parallel.pp
-    gpu_memory_gib: float = 0.0  # 0: no GPU
+    gpu_memory_gib: float = 0.0  # of one GPU; 0: no GPU
+    gpu_peak_tflops: float = 0.0  # of one GPU in trainer.precision, without sparsity; 0: GPU-hours are not estimated
 
 
 @dataclass
@@ -219,14 +222,7 @@ def freeze(config: Config, path: str | Path) -> None:
     """Write every key as YAML, atomically. Stages and ranks read this file with `load`."""
     import yaml
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(Path(path), yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def load(path: str | Path) -> Config:
@@ -247,10 +243,4 @@ def load(path: str | Path) -> Config:
 def view(config: Config, selected: Sequence[str]) -> dict[str, Any]:
     """Plain values of dotted keys or whole sections, as `{"data.seq_length": 64, "optim": {...}}`."""
     plain = asdict(config)
-    values = {}
-    for key in selected:
-        value: Any = plain
-        for part in key.split("."):
-            value = value[part]
-        values[key] = value
-    return values
+    return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in selected}

@@ -68,18 +68,19 @@ def describe(kind: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean a or b?` for the right names that `name` was probably meant to be, or nothing.
+    """`; did you mean a or b?` with the right names that `name` was probably meant to be; empty when none is near.
 
     A wrong or missing prefix (`lr` for `optim.lr`) counts less than a wrong last part.
     """
-    names, last = list(names), name.rpartition(".")[2]
-    same_last = [each for each in names if each.rpartition(".")[2] == last]
-    by_last = {each.rpartition(".")[2]: each for each in reversed(names)}
+    last_of = {each: each.rpartition(".")[2] for each in names}
+    last = name.rpartition(".")[2]
+    same_last = [each for each in last_of if last_of[each] == last]
+    near_last = difflib.get_close_matches(last, last_of.values(), n=1, cutoff=0.7)
     found = (
         difflib.get_close_matches(name, same_last, n=1, cutoff=0.8)
         or same_last
-        or difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-        or [by_last[each] for each in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
+        or difflib.get_close_matches(name, last_of, n=1, cutoff=0.75)
+        or [each for each in last_of if last_of[each] in near_last]
     )
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
@@ -96,7 +97,7 @@ def build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         types_of, prefix = field_types(plain), f"{key}." if key else ""
         problems += [f"{prefix}{name}: unknown key{nearest(name, types_of)}" for name in value if name not in types_of]
         problems += [f"{prefix}{name}: missing" for name in types_of if name not in value]
-        parts = {name: build(types_of[name], value[name], prefix + name, problems) for name in types_of if name in value}
+        parts = {n: build(kind, value[n], prefix + n, problems) for n, kind in types_of.items() if n in value}
         return None if problems else plain(**parts)
     if get_origin(plain) is list and isinstance(value, list):
         (item,) = get_args(plain)

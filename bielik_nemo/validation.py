@@ -20,6 +20,7 @@ POSITIVE = (
     "prune.calibration_seq_length",
     "distill.temperature",
     "distill.gate_max_loss",
+    "distill.gate_tokens",
     "distill.gate_tolerance",
     "data.seq_length",
     "data.global_batch_size",
@@ -41,7 +42,7 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-NOT_NEGATIVE += ("cluster.gpu_memory_gib",)
+NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops")
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2")  # below 1
@@ -72,13 +73,14 @@ def shape_problems(config: Config, source: Architecture) -> list[str]:
     except ConfigError as error:
         return str(error).split("; ")
     tp, pp = config.parallel.tp, config.parallel.pp
-    found = [f"source model: {problem}" for problem in source.check_parallel(tp, pp)]
+    found = [f"{problem} (source model)" for problem in source.check_parallel(tp, pp)]
     if target != source:
-        found += [f"pruned model: {problem}" for problem in target.check_parallel(tp, pp)]
+        found += [f"{problem} (pruned model)" for problem in target.check_parallel(tp, pp)]
     for key in ("data.seq_length", "prune.calibration_seq_length"):
         length = view(config, [key])[key]
-        if length > source.max_position_embeddings:
-            found.append(f"{key}: found {length}, allowed: 1 to the model's context of {source.max_position_embeddings}")
+        longest = source.max_position_embeddings
+        if length > longest:
+            found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context")
     return found
 
 
@@ -97,10 +99,15 @@ def _ranges(config: Config) -> Iterator[str]:
         value = view(config, [key])[key]
         if value not in words:
             yield f"{key}: found {value!r}, allowed: {', '.join(words)}{nearest(value, words)}"
+    paths = {"run.dir": config.run.dir, "model.source": config.model.source}
     for index, source in enumerate(config.data.sources):
-        for name in ("path", "text_key"):
-            if not getattr(source, name).strip():
-                yield f"data.sources[{index}].{name}: found '', allowed: text that is not blank"
+        paths[f"data.sources[{index}].path"] = source.path
+        for name, text in asdict(source).items():
+            if not text.strip():
+                yield f"data.sources[{index}].{name}: found {text!r}, allowed: text that is not blank"
+    for key, path in paths.items():
+        if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
+            yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
 
 
 def _training(config: Config) -> Iterator[str]:

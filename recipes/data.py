@@ -1,4 +1,4 @@
-"""`python recipes/data.py experiment=tiny` is `bielik-nemo data experiment=tiny`: text -> tokenised training and held-out sets."""
+"""The same as `bielik-nemo data`, from a clone: `python recipes/data.py experiment=tiny`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python recipes/distill.py experiment=tiny` is `bielik-nemo distill experiment=tiny`: train the pruned model on the source's logits."""
+"""The same as `bielik-nemo distill`, from a clone: `python recipes/distill.py experiment=tiny`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python recipes/evaluate.py experiment=tiny` is `bielik-nemo evaluate experiment=tiny`: held-out loss and samples of the three models."""
+"""The same as `bielik-nemo evaluate`, from a clone: `python recipes/evaluate.py experiment=tiny`."""
 
 import sys
 

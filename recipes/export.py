@@ -1,4 +1,4 @@
-"""`python recipes/export.py experiment=tiny` is `bielik-nemo export experiment=tiny`: Megatron checkpoint -> Hugging Face checkpoint."""
+"""The same as `bielik-nemo export`, from a clone: `python recipes/export.py experiment=tiny`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python recipes/import_hf.py experiment=tiny` is `bielik-nemo import_hf experiment=tiny`: Hugging Face checkpoint -> Megatron checkpoint."""
+"""The same as `bielik-nemo import_hf`, from a clone: `python recipes/import_hf.py experiment=tiny`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python recipes/pipeline.py experiment=tiny` is `bielik-nemo pipeline experiment=tiny`: all stages, then the report."""
+"""The same as `bielik-nemo pipeline`, from a clone: `python recipes/pipeline.py experiment=tiny`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python recipes/prune.py experiment=tiny` is `bielik-nemo prune experiment=tiny`: remove the least important layers and channels."""
+"""The same as `bielik-nemo prune`, from a clone: `python recipes/prune.py experiment=tiny`."""
 
 import sys
 

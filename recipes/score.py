@@ -1,4 +1,4 @@
-"""`python recipes/score.py experiment=tiny` is `bielik-nemo score experiment=tiny`: importance of every layer, channel and head."""
+"""The same as `bielik-nemo score`, from a clone: `python recipes/score.py experiment=tiny`."""
 
 import sys
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
+import hashlib
+import importlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
 from bielik_nemo.errors import CheckpointError
 
 PREFIX = "builtin:"
@@ -39,6 +44,16 @@ def resolve_model_source(source: str, workdir: Path) -> Path:
             from bielik_nemo.data.tiny import build
         build(directory)
     return directory
+
+
+@functools.cache
+def content_version(source: str) -> str:
+    """What decides the content of a built-in model or text here: a digest that changes when the content does."""
+    if source == PACKAGE_DOCS:
+        texts = [document.text for document in read_documents(source)]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    module = importlib.import_module(f"bielik_nemo.data.{source.removeprefix(PREFIX)}")
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager

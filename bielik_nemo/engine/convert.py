@@ -21,6 +21,7 @@ from torch import Tensor
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import distributed
 from bielik_nemo.engine.hf_weights import Layout, hf_names, to_hf, to_megatron
+from bielik_nemo.engine.model import DTYPES
 from bielik_nemo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -220,7 +221,14 @@ def gathered_hf_tensors(model: GPTModel, a: Architecture) -> Iterator[tuple[str,
                 yield hf_name, tensors[i].cpu() if rank == 0 else torch.empty(0)
 
 
-def save_hf(model: GPTModel, directory: Path, a: Architecture, tokenizer: Path | None, max_shard_gib: float = 4.0) -> None:
+def save_hf(
+    model: GPTModel,
+    directory: Path,
+    a: Architecture,
+    tokenizer: Path | None = None,
+    max_shard_gib: float = 4.0,
+    dtype: str = "float32",
+) -> None:
     """Write a spread Megatron model as a Hugging Face directory; `directory` appears only when complete.
 
     Args:
@@ -229,6 +237,7 @@ def save_hf(model: GPTModel, directory: Path, a: Architecture, tokenizer: Path |
         a: shape of the whole model.
         tokenizer: directory whose tokenizer files are copied along; None: none.
         max_shard_gib: size of a safetensors file, in GiB.
+        dtype: of the written tensors.
 
     Raises:
         CheckpointError: a tensor of the architecture was not written, or one more than it has.
@@ -251,6 +260,7 @@ def save_hf(model: GPTModel, directory: Path, a: Architecture, tokenizer: Path |
     for name, tensor in gathered_hf_tensors(model, a):
         if not first:
             continue
+        tensor = tensor.to(DTYPES[dtype])
         nbytes = tensor.numel() * tensor.element_size()
         if shard and size + nbytes > max_shard_gib * 2**30:
             flush()
@@ -265,7 +275,7 @@ def save_hf(model: GPTModel, directory: Path, a: Architecture, tokenizer: Path |
             odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
             raise CheckpointError(f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}")
         _name_shards(partial, files, total)
-        (partial / "config.json").write_text(json.dumps(a.to_hf() | _token_ids(tokenizer), indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer), indent=2) + "\n")
         copy_tokenizer(tokenizer, partial)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(partial, directory)

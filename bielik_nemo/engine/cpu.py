@@ -31,7 +31,7 @@ _enabled = False
 def _is_cuda(device: Any) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
-    return isinstance(device, str) and device.startswith("cuda") or type(device) is int
+    return (isinstance(device, str) and device.startswith("cuda")) or type(device) is int
 
 
 _MOVES = (torch.Tensor.to, torch._C._nn._parse_to)  # the device is a positional argument; _parse_to is Module.to's

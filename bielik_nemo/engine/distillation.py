@@ -14,6 +14,7 @@ from typing import Any
 import modelopt.torch.distill as mtd
 import torch
 from megatron.core import parallel_state
+from nemo.collections import llm
 from nemo.collections.llm.modelopt.distill.model import DistillationGPTModel
 from nemo.collections.llm.modelopt.distill.utils import DistillationConfig, adjust_distillation_model_for_mcore
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
@@ -174,3 +175,13 @@ class DistillationModel(DistillationGPTModel):
         if not self._training_loss_reduction:
             self._training_loss_reduction = KDLossReduction(self.core_module)
         return self._training_loss_reduction
+
+
+def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: Any, optim: Any) -> Any:
+    """NeMo's `llm.train`, returning the trained student alone.
+
+    Returns:
+        This rank's student without wrappers; its sharded state dict leaves the teacher out.
+    """
+    llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
+    return model.core_module

@@ -13,6 +13,10 @@ import torch
 from bielik_nemo.engine import cpu
 
 
+_own: dict[str, str] = {}
+"""Environment variables that `ensure_rendezvous` set."""
+
+
 def rank() -> int:
     """Rank of this process as the launcher set it; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
@@ -37,9 +41,10 @@ def ensure_rendezvous() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(
+    _own.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1"
     )
+    os.environ.update(_own)
 
 
 def _init_process_group() -> None:
@@ -52,7 +57,7 @@ def _init_process_group() -> None:
 
 
 def reset_parallel_state() -> None:
-    """Forget Megatron's groups, so that the next stage of this process can lay out its own."""
+    """Forget all process groups, so that the next stage of this process can lay out its own."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.core.rerun_state_machine import destroy_rerun_state_machine
@@ -60,6 +65,10 @@ def reset_parallel_state() -> None:
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     destroy_rerun_state_machine()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    while _own:
+        os.environ.pop(_own.popitem()[0], None)
     gc.collect()
 
 
@@ -76,8 +85,7 @@ def model_parallel(tp: int = 1, pp: int = 1, seed: int = 1234) -> Iterator[None]
 
     if world_size() % (tp * pp):
         raise ValueError(f"{world_size()} processes cannot hold parallel.tp={tp} x parallel.pp={pp}")
-    if not torch.distributed.is_initialized():
-        _init_process_group()
+    _init_process_group()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
     model_parallel_cuda_manual_seed(seed)
     try:

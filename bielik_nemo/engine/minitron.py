@@ -79,7 +79,6 @@ class Scores:
 def _register_rms_norm() -> None:
     """Teach Model Optimizer that torch's RMSNorm can be cut along its features."""
     from modelopt.torch.nas.modules.norm import _DynamicLayerNorm
-    from modelopt.torch.opt.dynamic import _DMRegistryCls  # noqa: F401 (the registry's class must exist first)
     from modelopt.torch.nas.registry import DMRegistry
 
     if torch.nn.RMSNorm in DMRegistry:

@@ -88,3 +88,15 @@ def build(config: GPTConfig, architecture: Architecture) -> GPTModel:
     model = config.configure_model(tokenizer=None).to(torch.cuda.current_device())
     use_padding_free_loss(model, architecture)
     return model
+
+
+@torch.no_grad()
+def round_parameters(model: GPTModel, dtype: str) -> None:
+    """Round every parameter to a dtype while keeping its own, so that storing it in that dtype loses nothing more."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(DTYPES[dtype]))
+
+
+def cast(model: GPTModel, dtype: str) -> GPTModel:
+    """The model with its parameters in a dtype, for saving."""
+    return model.to(DTYPES[dtype])

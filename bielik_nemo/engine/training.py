@@ -94,7 +94,7 @@ def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
     )
 
 
-def data(config: Config, train: Path, held_out: Path, tokenizer: Path) -> run.Config[PreTrainingDataModule]:
+def data(config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Path) -> run.Config[PreTrainingDataModule]:
     """Megatron indexed datasets through NeMo's resumable data module."""
     return run.Config(
         PreTrainingDataModule,
@@ -107,6 +107,7 @@ def data(config: Config, train: Path, held_out: Path, tokenizer: Path) -> run.Co
         pin_memory=torch.cuda.is_available(),
         seed=config.run.seed,
         split=None,
+        index_mapping_dir=str(cache),
         output_log=False,
     )
 
@@ -115,10 +116,10 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
     """TensorBoard, and checkpoints from which a killed run goes on."""
     return run.Config(
         nl.NeMoLogger,
-        explicit_log_dir=str(directory),
+        explicit_log_dir=str(directory / "nemo"),
         use_datetime_version=False,
         log_global_rank_0_only=True,
-        tensorboard=run.Config(TensorBoardLogger, save_dir=str(directory), name="tensorboard"),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(directory / "nemo"), name="tensorboard"),
         ckpt=run.Config(
             ModelCheckpoint,
             dirpath=str(directory / "checkpoints"),

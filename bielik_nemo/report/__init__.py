@@ -24,7 +24,7 @@ __all__ = ["collect", "table", "write"]
 def write(run_dir: str | Path) -> Path:
     """Write `report.json` and `report.html` into the run directory, each atomically; return the page's path.
 
-    Raises UserError when a file of the run is damaged (nothing is written) or a report cannot be written.
+    Raises DataError when a file of the run is damaged (nothing is written) or a report cannot be written.
     """
     run_dir = Path(run_dir)
     numbers = collect(run_dir)

@@ -9,7 +9,7 @@ from typing import Any
 from bielik_nemo.report import words
 
 # What stands in a table's column: class of its cells.
-_CELLS = {"number": ' class="num"', "bar": ' class="barcell"', "text": ""}
+_CELLS = {"number": ' class="num"', "bar": ' class="barcell"'}
 
 
 def section(title: str, note: str, body: str) -> str:
@@ -55,7 +55,8 @@ def bar(share: float, role: str = "") -> str:
 
 def model(role: str) -> str:
     """The name of a model after a dot of its colour."""
-    return f'<span class="dot {role}" aria-hidden="true"></span>{role.capitalize()}'
+    dot = f'<span class="dot {role}" aria-hidden="true"></span>'
+    return f'<span class="model">{dot}{role.capitalize()}</span>'
 
 
 def value(thing: Any) -> str:

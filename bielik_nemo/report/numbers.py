@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.errors import DataError
+from bielik_nemo.errors import ConfigError, DataError
 
 # The three models that a run compares, in the order in which they came to be.
 ROLES = ("source", "pruned", "distilled")
@@ -40,7 +40,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     seconds             {stage: wall time}
     packages            {name: version; several, comma-separated, when the stages saw different ones}
 
-    Raises DataError or CheckpointError naming the file, and the line or key, of the first fault.
+    Raises DataError naming the file, and the line or key, of the first fault.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -79,13 +79,20 @@ def gap_closed(loss: dict[str, float]) -> float | None:
 def _architectures(run_dir: Path) -> dict[str, Any]:
     paths = {"source": run_dir / "import_hf", "target": run_dir / "prune"}
     files = {role: path / "architecture.json" for role, path in paths.items()}
-    shapes = {role: Architecture.from_json(path) for role, path in files.items() if path.is_file()}
+    shapes = {role: _shape(path) for role, path in files.items() if path.is_file()}
     every = {role: shape.num_parameters() for role, shape in shapes.items()}
     once = {f"{role}_once": shape.num_parameters(embeddings="once") for role, shape in shapes.items()}
     return {
         "parameters": every | once,
         "architecture": {role: asdict(shape) for role, shape in shapes.items()},
     }
+
+
+def _shape(path: Path) -> Architecture:
+    try:
+        return Architecture(**_read(path))
+    except (TypeError, ConfigError) as error:  # TypeError: a field is missing, or is none of ours
+        raise DataError(f"{path}: {error}") from None
 
 
 def _layers(scores: Path, pruned: Path) -> dict[str, list]:

@@ -80,7 +80,7 @@ def _quality(numbers: dict[str, Any]) -> str:
     losses, perplexities = numbers.get("held_out_loss", {}), numbers.get("perplexity", {})
     if not losses:
         return ""
-    longest = max(losses.values())
+    longest = max(losses.values()) or 1.0
     rows = [
         [
             markup.model(role),
@@ -101,14 +101,13 @@ def _distillation(numbers: dict[str, Any]) -> str:
     training, validation = (numbers.get("curve", {}).get(kind, []) for kind in ("training", "validation"))
     losses = numbers.get("held_out_loss", {})
     levels = {role: losses[role] for role in ("pruned", "source") if role in losses}
-    nats, student = "nats per token", {"colour": "distilled"}
-    minor = {"colour": "muted", "small": True}
+    nats = "nats per token"
     panels = []
     for title, unit, rows, key, options in (
-        ("KL divergence from the teacher", nats, training, "loss", student),
-        ("Held-out loss", nats, validation, "held_out_loss", {**student, "levels": levels}),
-        ("Learning rate", "", training, "lr", minor),
-        ("Gradient norm", "", training, "grad_norm", minor),
+        ("KL divergence from the teacher", nats, training, "loss", {}),
+        ("Held-out loss", nats, validation, "held_out_loss", {"levels": levels}),
+        ("Learning rate", "", training, "lr", {"minor": True}),
+        ("Gradient norm", "", training, "grad_norm", {"minor": True}),
     ):
         rows = [row for row in rows if key in row]
         if rows:
@@ -157,7 +156,10 @@ def _layers(numbers: dict[str, Any]) -> str:
         "Block Influence: how far a layer turns what passes through it (1 minus the cosine similarity of its "
         "input and output). Higher is more important."
     )
-    svg = plots.layer_bars(layers["importance"], layers.get("dropped", []))
+    dropped = layers.get("dropped", [])
+    if dropped:
+        note += f" Dropped: {', '.join(map(str, sorted(dropped)))}."
+    svg = plots.layer_bars(layers["importance"], dropped)
     return markup.section("Importance of each layer", note, f'<figure class="wide">{svg}</figure>')
 
 

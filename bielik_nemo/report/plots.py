@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOUR = {name: light for name, (light, _) in PALETTE.items()}
-# Millimetres do not matter, only proportions: one unit of text is 1/72 inch, and the page scales both alike.
+# Inches of width and height. The page scales a plot to its column, text and all.
 _WIDE, _PANEL, _LOW = (8.6, 2.7), (4.2, 2.3), (4.2, 1.5)
 _DASHES = {"source": (5, 3), "pruned": (1.5, 2)}
 _MANY_POINTS = 40
@@ -48,14 +48,12 @@ def curve(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     key: str,
-    *,
-    colour: str,
     levels: Mapping[str, float] | None = None,
-    small: bool = False,
+    minor: bool = False,
 ) -> str:
-    """One column of the metrics against the step; `levels` are horizontal lines {role: height}.
+    """One column of the metrics against the step, where a null leaves a gap in the line.
 
-    A null leaves a gap in the line.
+    `levels` are horizontal lines {role: height}; a `minor` curve is low and without colour.
     """
     steps = [row["step"] for row in rows]
     values = [_number(row.get(key)) for row in rows]
@@ -63,7 +61,7 @@ def curve(
     def paint(axes: Axes) -> None:
         marker = "o" if len(rows) <= _MANY_POINTS else None
         style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
-        axes.plot(steps, values, color=_COLOUR[colour], label="distilled", **style)
+        axes.plot(steps, values, color=_COLOUR["muted" if minor else "distilled"], label="distilled", **style)
         for role, height in (levels or {}).items():
             style = {"linewidth": 1.4, "dashes": _DASHES[role], "label": f"{role} {height:.3f}"}
             axes.axhline(height, color=_COLOUR[role], **style)
@@ -72,12 +70,9 @@ def curve(
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step", loc="right")
-        if small:
-            axes.yaxis.set_major_formatter(
-                lambda value, _: f"{value:.1e}" if 0 < value < 0.01 else f"{value:g}"
-            )
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if 0 < value < 0.01 else f"{value:g}")
 
-    return _svg(title, _LOW if small else _PANEL, paint)
+    return _svg(title, _LOW if minor else _PANEL, paint)
 
 
 def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
@@ -99,7 +94,7 @@ def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
         axes.grid(axis="y", color=line, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if size != _LOW else 3))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if size == _LOW else 5, steps=[1, 2, 2.5, 5, 10]))
         paint(axes)
         file = io.StringIO()
         nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -12,8 +12,8 @@ PALETTE = {
     "ink": ("#18202a", "#e7ecf2"),
     "muted": ("#5a6675", "#9aa7b6"),
     "source": ("#3566c9", "#7fa6ff"),
-    "pruned": ("#c95f12", "#f2a25c"),
-    "distilled": ("#12866a", "#4fcba6"),
+    "pruned": ("#b5530c", "#f2a25c"),
+    "distilled": ("#0f7d62", "#4fcba6"),
 }
 
 _RULES = """
@@ -26,8 +26,9 @@ header { padding-top: 3rem }
 .eyebrow { margin: 0; color: var(--muted) }
 h1 { margin: .3rem 0 .6rem; font-size: clamp(1.7rem, 5vw, 2.9rem); line-height: 1.15; font-weight: 680;
   letter-spacing: -.02em }
-.lede { margin: 0 0 2rem; font-size: 1.15rem; max-width: 54rem }
+.lede { margin: 0 0 2rem; font-size: 1.15rem; max-width: 54rem; text-wrap: pretty }
 h2 { margin: 0 0 .4rem; font-size: 1.3rem; letter-spacing: -.01em }
+section > b { white-space: nowrap }
 h2 + p { margin: 0 0 1.1rem; color: var(--muted); max-width: 46rem }
 
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
@@ -53,6 +54,7 @@ tr.same > * { color: var(--muted); font-weight: 400 }
 .num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .barcell { width: 45%; min-width: 8rem; padding-left: .6rem }
 .bar { display: block; height: .7rem; min-width: 2px; border-radius: .35rem; background: var(--muted) }
+.model { white-space: nowrap }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .55em }
 .source { background: var(--source) }
 .pruned { background: var(--pruned) }

@@ -15,12 +15,12 @@ from bielik_nemo.report.numbers import ROLES
 
 def table(numbers: dict[str, Any]) -> Group:
     """The numbers of `collect` for a console: the three models, seconds per stage, parity of the export."""
-    parts = [Text("; ".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
+    parts = [Text("\n".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
     if words.sentences(numbers):
         parts.append(_models(numbers))
     if "seconds" in numbers:
         parts.append(_stages(numbers["seconds"]))
-    if "parity" in numbers:
+    if "max_abs_logit_diff" in numbers.get("parity", {}):
         parts.append(_parity(numbers["parity"]))
     return Group(*parts)
 
@@ -59,8 +59,7 @@ def _stages(seconds: dict[str, float]) -> Table:
 
 
 def _parity(parity: dict[str, float]) -> Text:
-    found = [f"{parity['max_abs_logit_diff']:.1e}"] if "max_abs_logit_diff" in parity else ["unknown"]
-    found += [f"allowed {parity['tolerance']:.0e}"] if "tolerance" in parity else []
-    found += [f"{parity['tokens']:,} tokens"] if "tokens" in parity else []
+    allowed = f" (allowed {parity['tolerance']:.0e})" if "tolerance" in parity else ""
     verdict = words.parity_verdict(parity)
-    return Text(f"export: largest logit difference {', '.join(found)}" + (f": {verdict}" if verdict else ""))
+    found = f"export: largest logit difference {parity['max_abs_logit_diff']:.1e}{allowed}"
+    return Text(f"{found}: {verdict}" if verdict else found)

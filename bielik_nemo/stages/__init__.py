@@ -1,1 +1,160 @@
-"""."""
+"""The stages: what each reads, needs and does. This module is the graph, light enough for the command line.
+
+A stage's module has `run(config, run_dir) -> metrics`; it works in `run_dir/<stage>`, on every rank, and may read only
+the settings that it declares here. `keys` decide its result and so its fingerprint; `free` settings (layout, rhythm)
+do not, so that changing them neither repeats nor restarts finished work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bielik_nemo.config import Config
+
+Layout = tuple[int, int]
+"""Tensor and pipeline parallel size."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the graph.
+
+    Attributes:
+        name: of the stage, its module and its directory.
+        keys: settings that decide the result.
+        free: settings it also reads.
+        needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline.
+        outputs: files and directories in the stage's directory that are its result.
+        layout: tensor and pipeline parallel size it runs under.
+        trains: whether it uses all data-parallel ranks and resumes inside itself.
+        version: raised when its code changes the result for the same settings.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    outputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    layout: Callable[[Config], Layout] = lambda config: (1, 1)
+    trains: bool = False
+    version: int = 1
+
+    def run(self, config: Config, run_dir: Path) -> dict[str, Any]:
+        """Do the work on this rank; returns what it measured."""
+        return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
+
+    def world_size(self, config: Config) -> int:
+        """Number of processes that the stage wants."""
+        tp, pp = self.layout(config)
+        return config.world_size if self.trains else tp * pp
+
+
+def _whole(config: Config) -> Layout:
+    return config.parallel.tp, config.parallel.pp
+
+
+MODEL_STAGES = ("import_hf", "prune", "distill")
+"""Stages that leave a Megatron model in `<stage>/megatron` and its shape in `<stage>/architecture.json`."""
+
+GRAPH = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "import_hf",
+            keys=("model.source", "model.dtype", "model.shape"),
+            outputs=("megatron", "architecture.json", "tokenizer", "parity.json"),
+            free=("parallel", "export.parity_tokens", "export.parity_tolerance", "run.seed"),
+            layout=_whole,
+        ),
+        Stage(
+            "data",
+            keys=("data.sources", "data.held_out_fraction", "run.seed"),
+            outputs=("train.bin", "train.idx", "held_out.bin", "held_out.idx", "summary.json"),
+            needs=("import_hf",),
+        ),
+        Stage(
+            "score",
+            keys=(
+                "model.dtype",
+                "prune.calibration_samples",
+                "prune.calibration_batch_size",
+                "prune.calibration_seq_length",
+                "data.seq_length",
+                "distill.gate_tokens",
+                "distill.gate_max_loss",
+            ),
+            outputs=("scores.safetensors", "importance.json"),
+            free=("parallel.pp", "run.seed", "evaluate.batch_size"),
+            needs=("import_hf", "data"),
+            # Model Optimizer scores and prunes at tensor parallel size 1 only.
+            layout=lambda config: (1, config.parallel.pp),
+        ),
+        Stage(
+            "prune",
+            keys=("model.dtype", "prune.target"),
+            outputs=("megatron", "architecture.json", "pruned.json"),
+            free=("parallel.pp", "run.seed"),
+            needs=("import_hf", "score"),
+            layout=lambda config: (1, config.parallel.pp),
+        ),
+        Stage(
+            "distill",
+            keys=(
+                "model.dtype",
+                "distill",
+                "optim",
+                "data.seq_length",
+                "data.global_batch_size",
+                "trainer.max_steps",
+                "trainer.precision",
+                "run.seed",
+            ),
+            outputs=("megatron", "architecture.json", "metrics.jsonl"),
+            free=(
+                "parallel",
+                "cluster",
+                "data.micro_batch_size",
+                "trainer.log_every",
+                "trainer.validate_every",
+                "trainer.validate_batches",
+                "trainer.checkpoint_every",
+            ),
+            needs=("import_hf", "data", "score", "prune"),
+            layout=_whole,
+            trains=True,
+        ),
+        Stage(
+            "export",
+            keys=("model.dtype", "export"),
+            outputs=("hf", "parity.json"),
+            free=("parallel", "run.seed", "pipeline.stages"),
+            needs=("import_hf", "model"),
+            layout=_whole,
+        ),
+        Stage(
+            "evaluate",
+            keys=("model.dtype", "evaluate", "data.seq_length"),
+            outputs=("metrics.json",),
+            free=("parallel.tp", "run.seed"),
+            needs=("import_hf", "data", "prune", "distill"),
+            # Generation with a KV cache runs on one pipeline stage.
+            layout=lambda config: (config.parallel.tp, 1),
+        ),
+    )
+}
+
+
+def needed(stage: Stage, config: Config) -> list[str]:
+    """Names of the stages whose results this one reads, `model` resolved."""
+    return [model_stage(config, stage.name) if name == "model" else name for name in stage.needs]
+
+
+def model_stage(config: Config, before: str = "export") -> str:
+    """The last stage of the configured pipeline before `before` that makes a model; `import_hf` if there is none."""
+    stages = config.pipeline.stages
+    earlier = stages[: stages.index(before)] if before in stages else stages
+    return next((name for name in reversed(earlier) if name in MODEL_STAGES), "import_hf")

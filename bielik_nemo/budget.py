@@ -1,0 +1,141 @@
+"""What a distillation costs, before anything is queued: parameters, tokens, FLOPs, GPU-hours, memory per device, disk.
+
+Parameter and token counts are exact. Everything else is an estimate, by these rules:
+
+- FLOPs per token: 6N + 12Lnds to train the student, 2N + 4Lnds for the teacher's forward pass (PaLM, arXiv 2204.02311
+  appendix B: n heads of d channels, s tokens, the causal mask not counted). N counts one embedding matrix, the one that
+  is multiplied. Scoring, validation and evaluation are left out: they are thousandths of it.
+- GPU-hours: those FLOPs at `ASSUMED_MFU` of the GPU's peak.
+- Memory: Megatron's mixed precision keeps bf16 weights, fp32 gradients, and an fp32 master copy with two Adam moments,
+  which the distributed optimizer (on GPUs) divides by the data-parallel size. Logits: the student's, the teacher's and
+  the loss's gradient. Activations: what backward needs of a layer, counted as in arXiv 2205.05198 section 4 for a gated
+  FFN, grouped queries and, as on GPUs, an attention that keeps no s x s matrix: 4h (norms, residual) and
+  (2nd + 2gd + 3f) / tp elements per token, no recomputation. Buffers, fragmentation and the CUDA context come on top.
+- Disk: checkpoints that a run keeps, two of them full ones while a new one is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.config import Config
+
+ASSUMED_MFU = 0.40
+"""An assumption, not a measurement: a cautious share of the peak for dense models of this size on H100-class GPUs."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Costs of one run; `memory` (parts of one device, the fullest one) and `disk` (stages) in bytes."""
+
+    source: Architecture
+    target: Architecture
+    tokens: int
+    flops: float
+    gpu_hours: float | None  # None: the peak of the GPU is not known
+    memory: dict[str, float]
+    disk: dict[str, float]
+
+
+def estimate(config: Config, source: Architecture) -> Budget:
+    """Budget of distilling the pruned `source`. Raises `ConfigError` when the target does not fit the source."""
+    target = source.pruned_to(**asdict(config.prune.target))
+    tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
+    flops = tokens * flops_per_token(source, target, config.data.seq_length)
+    peak = config.cluster.gpu_peak_tflops * 1e12
+    return Budget(
+        source=source,
+        target=target,
+        tokens=tokens,
+        flops=flops,
+        gpu_hours=flops / (peak * ASSUMED_MFU) / 3600 if peak else None,
+        memory=memory_per_device(config, source, target),
+        disk=disk_per_stage(config, source, target),
+    )
+
+
+def flops_per_token(source: Architecture, target: Architecture, seq_length: int) -> float:
+    """FLOPs of one distillation token: three passes of the student (forward, backward twice) and one of the teacher."""
+    return 3 * _forward_flops(target, seq_length) + _forward_flops(source, seq_length)
+
+
+def memory_per_device(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
+    """Bytes of each part on the fullest device."""
+    tp, pp, dp = config.parallel.tp, config.parallel.pp, config.data_parallel_size
+    mixed = config.trainer.precision == "bf16-mixed"
+    width, adam = (2, 12) if mixed else (4, 8)
+    student = _parameters_per_device(target, tp, pp)
+    rows = config.data.micro_batch_size * config.data.seq_length
+    microbatches = config.data.global_batch_size // (config.data.micro_batch_size * dp)
+    heads = target.head_dim * (2 * target.num_attention_heads + 2 * target.num_query_groups)
+    kept = 4 * target.hidden_size + (heads + 3 * target.ffn_hidden_size) / tp
+    # The first pipeline stage runs ahead by up to pp micro-batches, each with its share of the layers.
+    layers = target.num_layers / pp * min(pp, microbatches)
+    return {
+        "student weights": student * width,
+        "gradients": student * 4,
+        "optimizer": student * adam / (dp if config.cluster.gpu_memory_gib else 1),
+        "teacher weights": _parameters_per_device(source, tp, pp) * width,
+        "logits": 3 * rows * target.padded_vocab_size(tp) / tp * width,
+        "activations": layers * rows * kept * width,
+    }
+
+
+def disk_per_stage(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
+    """Bytes that each stage of the pipeline writes, where they are worth counting."""
+    weights = 2 if config.model.dtype == "bfloat16" else 4
+    mixed = config.trainer.precision == "bf16-mixed"
+    full = target.num_parameters() * (14 if mixed else 12)  # weights and what the optimizer keeps
+    sizes = {
+        "import_hf": source.num_parameters() * weights,
+        "prune": target.num_parameters() * weights,
+        "distill": 2 * full + target.num_parameters() * weights,
+        "export": target.num_parameters() * weights,
+    }
+    return {stage: size for stage, size in sizes.items() if stage in config.pipeline.stages}
+
+
+def table(config: Config, budget: Budget) -> str:
+    """The budget as lines of text; what is estimated says so."""
+    data, cluster, world = config.data, config.cluster, config.world_size
+    rows = [
+        (
+            name,
+            f"{model.num_parameters():,}",
+            f"parameters ({model.num_parameters('once'):,} with one embedding matrix)",
+        )
+        for name, model in (("source", budget.source), ("target", budget.target))
+    ]
+    batch = f"{config.trainer.max_steps:,} steps * {data.global_batch_size:,} sequences * {data.seq_length:,}"
+    rows.append(("training", f"{budget.tokens:,}", f"tokens = {batch}"))
+    rows.append(("compute", f"{budget.flops:.2e}", "FLOPs (estimate)"))
+    if budget.gpu_hours is not None:
+        assumed = f"estimate, assuming {ASSUMED_MFU:.0%} of {cluster.gpu_peak_tflops:g} TFLOP/s"
+        hours = f"GPU-hours: {budget.gpu_hours / world:.1f} hours on {world} GPUs ({assumed})"
+        rows.append(("time", f"{budget.gpu_hours:,.0f}", hours))
+    limit = f", of {cluster.gpu_memory_gib:g} GiB" if cluster.gpu_memory_gib else ""
+    rows.append(("memory", size_text(sum(budget.memory.values())), f"per device{limit} (estimate)"))
+    rows += [("", size_text(size), f"  {name}") for name, size in budget.memory.items()]
+    rows.append(("disk", size_text(sum(budget.disk.values())), "(estimate)"))
+    rows += [("", size_text(size), f"  {stage}") for stage, size in budget.disk.items()]
+    return "\n".join(f"{name:<9}{number:>16} {text}" for name, number, text in rows)
+
+
+def size_text(size: float) -> str:
+    """Bytes as GiB, or as MiB when there are few."""
+    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
+
+
+def _forward_flops(model: Architecture, seq_length: int) -> float:
+    attention = 4 * model.num_layers * model.num_attention_heads * model.head_dim * seq_length
+    return 2 * model.num_parameters("once") + attention
+
+
+def _parameters_per_device(model: Architecture, tp: int, pp: int) -> float:
+    """Parameters on the fullest pipeline stage; the norms, which tp does not split, are a ten-thousandth of them."""
+    vocabulary = model.padded_vocab_size(tp) * model.hidden_size
+    both = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    matrices = 1 if pp > 1 or model.tie_embeddings else 2  # with pp the first stage has one, the last the other
+    return ((model.num_parameters() - both) / pp + matrices * vocabulary) / tp

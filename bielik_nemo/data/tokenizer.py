@@ -1,0 +1,38 @@
+"""The model's own tokenizer, loaded without running code from its directory and checked against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bielik_nemo.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """Tokenizer of a Hugging Face directory.
+
+    Args:
+        directory: with the tokenizer's files.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        DataError: it cannot be loaded, gives ids that the model does not have, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise DataError(f"{directory}: no tokenizer that transformers can load ({error})") from error
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise DataError(
+            f"{directory}: the tokenizer has token ids up to {largest}, the model's vocabulary has {vocab_size}; "
+            "it is another model's tokenizer"
+        )
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"{directory}: the tokenizer names no eos_token, which separates documents")
+    return tokenizer

@@ -1,0 +1,192 @@
+"""The pipeline: run stages in order, skip what is done, resume what was interrupted, then write the report.
+
+What decides whether a stage is done is its fingerprint: its settings (`Stage.keys`), the digests of what it reads, and
+its version. So a change upstream reruns exactly what depends on it, and a change of layout or rhythm reruns nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bielik_nemo import artifacts, ui, worker
+from bielik_nemo import config as configuration
+from bielik_nemo.artifacts import Manifest
+from bielik_nemo.config import Config
+from bielik_nemo.errors import DataError, UserError
+from bielik_nemo.stages import GRAPH, Stage, needed
+
+LOG = "log.txt"
+
+
+def run(config: Config, stages: list[str] | None = None) -> None:
+    """Run stages in the given order (default: `pipeline.stages`), each once.
+
+    Raises:
+        UserError: what the user can mend; finished stages stay finished.
+    """
+    from bielik_nemo import preflight, report
+
+    run_dir = Path(config.run.dir)
+    names = config.pipeline.stages if stages is None else stages
+    preflight.require(config, names)
+    with artifacts.locked(run_dir) as lock:
+        configuration.freeze(config, run_dir / "config.yaml")
+        for name in names:
+            run_stage(config, GRAPH[name], run_dir, lock)
+        page = report.write(run_dir)
+    ui.show(report.table(report.collect(run_dir)))
+    ui.say(f"report: {page}")
+
+
+def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
+    """Digest of everything that decides a stage's result."""
+    return artifacts.digest(
+        {"stage": stage.name, "version": stage.version, "config": configuration.view(config, stage.keys), "inputs": inputs}
+    )
+
+
+def source_files(config: Config, stage: Stage, before: Manifest | None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Digests of the files outside the run directory that a stage reads, by what names them."""
+    known = before.sources if before else {}
+    if stage.name == "import_hf":
+        roots = {config.model.source: ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt")}
+    elif stage.name == "data":
+        roots = {source.path: ("**/*.txt", "**/*.jsonl", "**/*.parquet") for source in config.data.sources}
+    else:
+        roots = {}
+    return {root: _digest_root(root, patterns, known.get(root)) for root, patterns in roots.items()}
+
+
+def _digest_root(root: str, patterns: tuple[str, ...], known: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if root.startswith("builtin:"):
+        from bielik_nemo.data.builtin import content_version
+
+        return {root: {"size": 0, "mtime_ns": 0, "sha256": content_version(root)}}
+    path = Path(root)
+    if path.is_file():
+        return artifacts.digest_files(path.parent, [path], known)
+    files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    return artifacts.digest_files(path, files, known)
+
+
+def finished(config: Config, stage: Stage, run_dir: Path) -> tuple[Manifest | None, str, dict[str, Any]]:
+    """The stage's manifest if it is done under this configuration, its fingerprint, and its inputs' digests.
+
+    Raises:
+        DataError: a stage that this one needs has not run, or ran under another configuration.
+    """
+    directory = run_dir / stage.name
+    manifest = Manifest.read(directory)
+    sources = source_files(config, stage, manifest)
+    inputs = {root: artifacts.content_digest(files) for root, files in sources.items()}
+    for name in needed(stage, config):
+        upstream, *_ = finished(config, GRAPH[name], run_dir)
+        if upstream is None:
+            raise DataError(
+                f"run.dir={run_dir}: {stage.name} needs {name}, which has not finished under this configuration; "
+                f"run `bielik-nemo {name}` or the whole pipeline with the same overrides first"
+            )
+        inputs[name] = upstream.output_digest()
+    mark = fingerprint(config, stage, inputs)
+    done = manifest is not None and manifest.fingerprint == mark and manifest.intact(directory)
+    return (manifest if done else None), mark, {"inputs": inputs, "sources": sources}
+
+
+def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
+    """Run one stage, unless it is done.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    manifest, mark, read = finished(config, stage, run_dir)
+    if manifest is not None:
+        ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s)")
+        return
+    directory = artifacts.open_stage(run_dir, stage.name, mark)
+    manifest = Manifest.read(directory)
+    if manifest is not None and manifest.fingerprint == mark and manifest.intact(directory):
+        ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s), taken back from superseded")
+        return
+    _clear(directory, stage)
+    configuration.freeze(config, directory / "config.yaml")
+    ui.say(f"{stage.name:<10} running")
+    started, clock = datetime.now(UTC), time.monotonic()
+    with _failure(directory, stage):
+        metrics = _execute(config, stage, run_dir, lock)
+        outputs = artifacts.digest_files(directory, _outputs(directory, stage))
+        seconds = round(time.monotonic() - clock, 2)
+        Manifest(
+            stage=stage.name,
+            fingerprint=mark,
+            config=configuration.view(config, stage.keys),
+            metrics=metrics,
+            outputs=outputs,
+            started=started.isoformat(timespec="seconds"),
+            seconds=seconds,
+            **read,
+        ).write(directory)
+    ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
+
+
+def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str, Any]:
+    """Run a stage here when one process is enough, else under torchrun on this machine."""
+    directory = run_dir / stage.name
+    processes = stage.world_size(config)
+    if processes == 1:
+        with ui.library_output_to(directory / LOG):
+            return stage.run(config, run_dir)
+    (directory / worker.ERROR).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "bielik_nemo.worker", stage.name, str(directory / "config.yaml")]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ
+    with open(directory / LOG, "a") as log:
+        # The lock goes along: as long as a rank lives, nobody else works in this directory.
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=threads, pass_fds=[lock],
+            preexec_fn=worker.die_with_parent,
+        )
+        for line in child.stdout or ():
+            ui.say(line.rstrip("\n"))
+        status = child.wait()
+    if (directory / worker.ERROR).is_file():
+        raise worker.read_error(directory)
+    if status:
+        raise UserError(f"{stage.name}: a process ended with status {status}; see {directory / LOG}")
+    return artifacts.read_json(directory / worker.RESULT)
+
+
+def _outputs(directory: Path, stage: Stage) -> Iterator[Path]:
+    """The files that make up a stage's result."""
+    for name in stage.outputs:
+        path = directory / name
+        yield from (p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _clear(directory: Path, stage: Stage) -> None:
+    """Remove what an interrupted attempt left, except checkpoints that training goes on from."""
+    if stage.trains:
+        return
+    for path in directory.iterdir():
+        if path.name not in (artifacts.FINGERPRINT, LOG):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def _failure(directory: Path, stage: Stage) -> Iterator[None]:
+    """Leave nothing half-written behind a failure, and tell a full disk from a bug."""
+    try:
+        yield
+    except Exception as error:
+        _clear(directory, stage)
+        if artifacts.disk_full(error):
+            raise UserError(f"no space left on device: {directory} ({stage.name} stopped; finished stages are kept)") from error
+        raise

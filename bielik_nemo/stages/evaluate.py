@@ -1,0 +1,53 @@
+"""Held-out loss and sample continuations of the source, the pruned and the distilled model, side by side.
+
+Leaves `metrics.json`. All three run as Megatron models on the same tokens.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+from bielik_nemo import artifacts, ui
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.config import Config
+from bielik_nemo.data.tokenizer import load_tokenizer
+from bielik_nemo.engine import checkpoint, datasets, distributed, forward, generate, model
+
+MODELS = {"source": "import_hf", "pruned": "prune", "distilled": "distill"}
+
+
+def run(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Measure all three models."""
+    settings = config.evaluate
+    blocks = datasets.blocks(run_dir / "data" / "held_out", config.data.seq_length, settings.held_out_tokens)
+    losses: dict[str, float] = {}
+    samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in settings.prompts]
+    with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
+        for name, stage in MODELS.items():
+            architecture = Architecture.from_json(run_dir / stage / "architecture.json")
+            tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
+            gpt = model.gpt_config(architecture, tp=config.parallel.tp, dtype=config.model.dtype)
+            megatron = model.build(gpt, architecture)
+            checkpoint.load(megatron, run_dir / stage / "megatron")
+            with ui.progress(f"held-out loss, {name}", -(-len(blocks) // settings.batch_size)) as advance:
+                losses[name] = forward.held_out_loss(megatron, blocks, settings.batch_size, advance)
+            for sample in samples:
+                prompt = tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
+                ids = generate.greedy(
+                    megatron, prompt, settings.sample_tokens, architecture.vocab_size, tokenizer.eos_token_id
+                )
+                sample[name] = tokenizer.decode(ids)
+            del megatron
+            gc.collect()
+    metrics = {
+        "held_out_loss": losses,
+        "perplexity": {name: math.exp(loss) for name, loss in losses.items()},
+        "tokens": blocks.shape[0] * (blocks.shape[1] - 1),
+        "samples": samples,
+    }
+    if distributed.rank() == 0:
+        artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics)
+    return {"held_out_loss": losses}

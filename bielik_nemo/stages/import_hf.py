@@ -1,0 +1,80 @@
+"""Hugging Face checkpoint -> Megatron checkpoint, with the tokenizer's files beside it.
+
+Leaves `megatron/`, `architecture.json`, `parity.json`, and `tokenizer/` (tokenizer files and the source's config.json).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bielik_nemo import artifacts, ui
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.config import Config
+from bielik_nemo.data.builtin import resolve_model_source
+from bielik_nemo.engine import checkpoint, convert, distributed, model, parity
+from bielik_nemo.errors import ConfigError
+
+
+def run(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Convert, check against plain transformers, save.
+
+    Raises:
+        CheckpointError: the source is missing, damaged or not of this family.
+        ConfigError: it is not of the configured `model.shape`.
+        GateError: the converted model gives other logits.
+    """
+    here = run_dir / "import_hf"
+    with distributed.model_parallel(config.parallel.tp, config.parallel.pp, config.run.seed):
+        if distributed.rank() == 0:
+            resolve_model_source(config.model.source, here / "source")
+        distributed.barrier()
+        source = resolve_model_source(config.model.source, here / "source")
+        architecture = Architecture.from_hf(source)
+        check_shape(config, architecture)
+        ui.say(f"  reading {architecture.num_parameters():,} parameters from {config.model.source}")
+        convert.check_source(source, architecture)
+        # Built in float32 and rounded to the stored dtype, so that parity measures the conversion and not the rounding.
+        gpt = model.gpt_config(architecture, tp=config.parallel.tp, pp=config.parallel.pp)
+        megatron = model.build(gpt, architecture)
+        convert.load_hf(megatron, source, architecture)
+        model.round_parameters(megatron, config.model.dtype)
+        tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed)
+        found = parity.check(
+            megatron, source, architecture, tokens, config.model.dtype, config.export.parity_tolerance
+        )
+        checkpoint.save(model.cast(megatron, config.model.dtype), here / "megatron")
+        if distributed.rank() == 0:
+            _copy_tokenizer(source, here / "tokenizer")
+            artifacts.write_json(here / "parity.json", found)
+            architecture.to_json(here / "architecture.json")
+    return {"parameters": architecture.num_parameters(), "parity": found["max_abs_logit_diff"]}
+
+
+def check_shape(config: Config, found: Architecture) -> None:
+    """Compare a checkpoint's architecture with the configured shape, where one is configured.
+
+    Raises:
+        ConfigError: they differ; every difference is named.
+    """
+    if config.model.shape is None:
+        return
+    differences = [
+        f"{name}: model.shape says {wanted}, the checkpoint {getattr(found, name)}"
+        for name, wanted in vars(config.model.shape).items()
+        if getattr(found, name) != wanted
+    ]
+    if differences:
+        raise ConfigError(f"model.source={config.model.source}: " + "; ".join(differences))
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    partial = target.with_name("tokenizer.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    convert.copy_tokenizer(source, partial)
+    shutil.copyfile(source / "config.json", partial / "config.json")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)

@@ -1,0 +1,393 @@
+"""The report of a made-up run, small enough to be worked out by hand.
+
+Architecture, untied: hidden 8, 2 heads of 4 in 1 group, vocabulary 10. A layer has Q and output of
+2 * 8 * 8 = 128, K and V of 2 * 8 * 4 = 64, norms of 16, and an FFN of 3 * 8 * ffn.
+source: 2 layers, ffn 16: 2 * (128 + 64 + 16 + 384) + 8 + 2 * 80 = 1352; one embedding matrix less: 1272
+target: 1 layer,  ffn 12: 1 * (128 + 64 + 16 + 288) + 8 + 2 * 80 = 664; one embedding matrix less: 584
+Held-out loss 2.0 -> 4.0 -> 2.5: the gap is 2.0, of which 1.5 was closed: 0.75.
+"""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from html import escape
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from bielik_nemo import report
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.errors import DataError
+from bielik_nemo.report import words
+from bielik_nemo.report.numbers import gap_closed
+from bielik_nemo.report.page import page
+from bielik_nemo.report.style import PALETTE
+
+PROMPT = "Run <script>alert('x')</script> & \"wait\"\n\tthen"
+SAMPLE = {"prompt": PROMPT, "source": " <b>yes</b>", "pruned": " no\n\n  no", "distilled": " yes"}
+STAGES = {
+    "import_hf": 1.5,
+    "data": 2.0,
+    "score": 3.0,
+    "prune": 4.0,
+    "distill": 70.0,
+    "export": 5.0,
+    "evaluate": 6.0,
+}
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run = tmp_path / "runs" / "toy"
+    for stage, seconds in STAGES.items():
+        put(
+            run / stage / "manifest.json",
+            {"stage": stage, "seconds": seconds, "packages": {"torch": "2.13.0"}},
+        )
+    source = Architecture(2, 8, 16, 2, 1, 4, 10, False)
+    put(run / "import_hf" / "architecture.json", asdict(source))
+    put(run / "prune" / "architecture.json", asdict(replace(source, num_layers=1, ffn_hidden_size=12)))
+    put(run / "score" / "importance.json", {"layers": [0.5, 0.25], "tokens": 64})
+    put(run / "prune" / "pruned.json", {"kept_layers": [0], "dropped_layers": [1]})
+    training = [
+        {"step": step, "loss": 2.0 / step, "lr": 1e-4, "grad_norm": 1.0, "tokens": 64 * step}
+        for step in (1, 2, 3)
+    ]
+    put(run / "distill" / "metrics.jsonl", lines({"step": 0, "held_out_loss": 4.0}, *training))
+    loss = {"source": 2.0, "pruned": 4.0, "distilled": 2.5}
+    perplexity = {"source": 7.389, "pruned": 54.598, "distilled": 12.182}
+    put(
+        run / "evaluate" / "metrics.json",
+        {"held_out_loss": loss, "perplexity": perplexity, "tokens": 4096, "samples": [SAMPLE]},
+    )
+    put(run / "export" / "parity.json", {"max_abs_logit_diff": 3e-6, "tolerance": 1e-4, "tokens": 512})
+    return run
+
+
+class Reader(HTMLParser):
+    """What a browser would see: tags, attributes, text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def shown(numbers, encoding="utf-8"):
+    """What an 80-column terminal without colour gets."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Console(file=file, width=80).print(report.table(numbers))
+    file.flush()
+    return file.buffer.getvalue().decode(encoding)
+
+
+def test_numbers_are_those_worked_out_by_hand(run_dir):
+    html = report.write(run_dir)
+    numbers = json.loads((run_dir / "report.json").read_text())
+    assert html == run_dir / "report.html" and html.is_file()
+    assert numbers == report.collect(run_dir)
+    assert numbers["run"] == "toy"
+    assert numbers["parameters"] == {"source": 1352, "target": 664, "source_once": 1272, "target_once": 584}
+    assert numbers["architecture"]["source"]["ffn_hidden_size"] == 16
+    assert numbers["architecture"]["target"]["num_layers"] == 1
+    assert numbers["held_out_loss"] == {"source": 2.0, "pruned": 4.0, "distilled": 2.5}
+    assert numbers["perplexity"]["pruned"] == 54.598
+    assert numbers["held_out_tokens"] == 4096
+    assert numbers["gap_closed"] == 0.75
+    assert numbers["parity"] == {"max_abs_logit_diff": 3e-6, "tolerance": 1e-4, "tokens": 512}
+    assert list(numbers["seconds"].items()) == list(STAGES.items())  # in the order of the pipeline
+    assert numbers["layers"] == {"importance": [0.5, 0.25], "dropped": [1]}
+    assert numbers["samples"] == [SAMPLE]
+    assert [row["step"] for row in numbers["curve"]["training"]] == [1, 2, 3]
+    assert numbers["curve"]["validation"] == [{"step": 0, "held_out_loss": 4.0}]
+    assert numbers["packages"] == {"torch": "2.13.0"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ({"source": 2.0, "pruned": 4.0, "distilled": 4.5}, -0.25),  # distillation did harm: not hidden
+        ({"source": 2.0, "pruned": 4.0, "distilled": 1.5}, 1.25),
+        ({"source": 2.0, "pruned": 2.0, "distilled": 1.9}, None),  # pruning cost nothing: no gap
+        ({"source": 2.0, "pruned": 4.0}, None),
+    ],
+)
+def test_gap_closed(loss, expected):
+    assert gap_closed(loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "heading"),
+    [
+        ("import_hf/architecture.json", {"parameters.source", "architecture.source"}, None),
+        ("prune/architecture.json", {"parameters.target", "architecture.target"}, None),
+        ("score/importance.json", {"layers.importance"}, "Importance of each layer"),
+        ("prune/pruned.json", {"layers.dropped"}, None),
+        ("distill/metrics.jsonl", {"curve"}, "Distillation"),
+        (
+            "evaluate/metrics.json",
+            {"held_out_loss", "perplexity", "gap_closed", "samples"},
+            "How they continue",
+        ),
+        ("export/parity.json", {"parity"}, "Parity of the export"),
+        ("score/manifest.json", {"seconds.score"}, None),
+    ],
+)
+def test_what_is_missing_is_left_out(run_dir, file, keys, heading):
+    """Each key is there with the file and gone without it, as is the section that shows it."""
+    full, full_page = report.collect(run_dir), page(report.collect(run_dir))
+    (run_dir / file).unlink()
+    part = report.collect(run_dir)
+    for key in keys:
+        for numbers, there in ((full, True), (part, False)):
+            top, _, inner = key.partition(".")
+            assert (inner in numbers.get(top, {}) if inner else top in numbers) is there, key
+    assert "None" not in page(part) + shown(part) and "nan" not in shown(part)
+    if heading:
+        assert heading in full_page and heading not in page(part)
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    assert report.collect(tmp_path) == {"run": tmp_path.name}
+    assert "No stage has finished yet" in report.write(tmp_path).read_text()
+    assert "No stage of this run has finished yet." in shown(report.collect(tmp_path))
+    with pytest.raises(DataError, match="is not a run directory"):
+        report.write(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("evaluate/metrics.json", '{\n"tokens": 1,,}', r"metrics\.json: line 2: not valid JSON"),
+        ("evaluate/metrics.json", "", r"metrics\.json: line 1: not valid JSON"),
+        ("evaluate/metrics.json", "[1]", r"line 1: found list, allowed: a JSON object"),
+        (
+            "evaluate/metrics.json",
+            {"held_out_loss": {"source": "2.0"}},
+            r"held_out_loss\.source: found '2\.0'",
+        ),
+        ("evaluate/metrics.json", {"perplexity": [7.4]}, r"perplexity: found \[7\.4\]"),
+        ("evaluate/metrics.json", {"samples": ["text"]}, r"samples: found \['text'\]"),
+        ("export/parity.json", {"tolerance": True}, r"parity\.json: tolerance: found True"),
+        ("score/importance.json", {"layers": "high"}, r"importance\.json: layers: found 'high'"),
+        ("prune/pruned.json", {"dropped_layers": [1.5]}, r"pruned\.json: dropped_layers: found \[1\.5\]"),
+        ("data/manifest.json", '{"seconds": 1', r"data/manifest\.json: line 1: not valid JSON"),
+        ("data/manifest.json", {"packages": ["torch"]}, r"packages: found \['torch'\]"),
+        ("prune/architecture.json", "{\n\n?", r"prune/architecture\.json: line 3: not valid JSON"),
+        ("prune/architecture.json", {"num_layers": 1}, r"prune/architecture\.json: .*missing.*'hidden_size'"),
+        (
+            "distill/metrics.jsonl",
+            '{"step": 1}\n{"step"\n{"step": 3}\n',
+            r"metrics\.jsonl: line 2: not valid JSON",
+        ),
+        ("distill/metrics.jsonl", '{"step": 1}\n{"step"\n', r"metrics\.jsonl: line 2: not valid JSON"),
+        ("distill/metrics.jsonl", '{"loss": 1}\n', r"line 1: step: found nothing"),
+        ("distill/metrics.jsonl", '{"step": 1}\n{"step": 2, "loss": "low"}\n', r"line 2: loss: found 'low'"),
+    ],
+)
+def test_damaged_file_is_one_error_and_leaves_the_old_report(run_dir, file, text, message):
+    before = report.write(run_dir).read_bytes()
+    put(run_dir / file, text)
+    with pytest.raises(DataError, match=message):
+        report.write(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
+
+
+def test_text_that_is_not_utf8_is_named_by_line(run_dir):
+    (run_dir / "export" / "parity.json").write_bytes(b'{\n"tokens":\n"\xff"}')
+    with pytest.raises(DataError, match=r"parity\.json: line 3: found a byte that is not UTF-8"):
+        report.collect(run_dir)
+
+
+def test_metrics_of_a_run_that_was_killed_and_resumed(run_dir):
+    """The half-written last line is left out; of step 2, done again after the resume, the second counts."""
+    first, second, again = ({"step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (2, 7.0)))
+    put(run_dir / "distill" / "metrics.jsonl", lines(first, second, again) + '{"step": 3, "lo')
+    assert report.collect(run_dir)["curve"] == {"training": [first, again]}
+
+
+def test_nan_is_null_in_json_and_a_gap_in_the_curve(run_dir):
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 0.5}]
+    put(run_dir / "distill" / "metrics.jsonl", lines(*rows))
+    put(run_dir / "evaluate" / "metrics.json", {"held_out_loss": {"source": 2.0, "pruned": float("inf")}})
+    report.write(run_dir)
+    numbers = json.loads((run_dir / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [row["loss"] for row in numbers["curve"]["training"]] == [1.0, None, 0.5]
+    assert numbers["held_out_loss"] == {"source": 2.0}
+
+
+def test_text_of_the_run_is_escaped_and_kept_to_the_letter(run_dir):
+    put(run_dir / "score" / "manifest.json", {"seconds": 1, "packages": {"<i>odd</i>": "<1>"}})
+    html = report.write(run_dir.rename(run_dir.with_name("<u>&toy"))).read_text()
+    reader = Reader(html)
+    assert not {"script", "i", "u"} & set(reader.tags)
+    assert all(f'dir="auto">{escape(text)}</p>' in html for text in SAMPLE.values())
+    assert all(text in reader.text for text in (*SAMPLE.values(), "<i>odd</i> <1>", "<u>&toy"))
+
+
+def test_page_loads_nothing_and_repeats_no_id(run_dir):
+    html = report.write(run_dir).read_text()
+    reader = Reader(html)
+    links = [value for name, value in reader.attributes if name in ("src", "href", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert "://" not in html and "@import" not in html
+    assert html.count("url(") == html.count("url(#")
+    assert not {"link", "img", "iframe", "object", "script"} & set(reader.tags)
+    ids = [value for name, value in reader.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) and all(link[1:] in ids for link in links)
+
+
+def test_plots_are_named_and_take_the_page_colours(run_dir):
+    """Five plots (layers, KL, held-out loss, learning rate, gradient norm), no fixed colour in any."""
+    html = page(report.collect(run_dir))
+    plots = html.split("<svg ")[1:]
+    assert len(plots) == 5
+    assert [plot.split("<title>")[1].split("<")[0] for plot in plots] == [
+        "KL divergence from the teacher, nats per token, by step",
+        "Held-out loss, nats per token, by step",
+        "Learning rate, by step",
+        "Gradient norm, by step",
+        "Importance of each of 2 layers; dropped: 1",
+    ]
+    for plot in plots:
+        svg = plot.split("</svg>")[0]
+        assert 'role="img"' in svg and "var(--" in svg
+        assert not any(colour in svg for pair in PALETTE.values() for colour in pair)
+    assert "prefers-color-scheme: dark" in html
+    assert all(f">{label}<" in plots[4] for label in ("kept (1)", "dropped (1)"))
+    assert all(f">{label}<" in plots[1] for label in ("source 2.000", "pruned 4.000"))
+
+
+def test_page_says_what_became_what(run_dir):
+    text = Reader(page(report.collect(run_dir))).text
+    for said in (
+        "1.4k → 664 parameters",
+        "2.000 source → 4.000 pruned → 2.500 distilled",
+        "75.0 % of the gap closed",
+        "\N{MINUS SIGN}50.9 %",  # 664 / 1352 - 1
+        "\N{MINUS SIGN}1 (\N{MINUS SIGN}50.0 %)",  # layers
+        "Largest difference of a logit over 512 tokens: 3.0e-06, where 1e-04 is allowed.",
+        "3 steps, 192 tokens",
+        "1 min 32 s",  # 91.5 s in all, to the even second
+        "Dropped: 1.",
+        "torch 2.13.0",
+    ):
+        assert said in text
+    assert "1,352" in text and "1,272" in text
+
+
+def test_same_numbers_same_bytes_and_nothing_global(run_dir):
+    import matplotlib
+
+    # A parameter that moves every plot, and that the plots do not set themselves.
+    matplotlib.rcParams["xtick.major.pad"], before = 31, matplotlib.rcParams["xtick.major.pad"]
+    try:
+        strange = page(report.collect(run_dir))
+        assert matplotlib.rcParams["xtick.major.pad"] == 31
+    finally:
+        matplotlib.rcParams["xtick.major.pad"] = before
+    assert page(report.collect(run_dir)) == strange
+
+
+def test_writing_loads_neither_torch_nor_pyplot_and_importing_no_matplotlib(run_dir):
+    script = (
+        "import sys; from bielik_nemo import report; assert 'matplotlib' not in sys.modules\n"
+        f"report.write({str(run_dir)!r})\n"
+        "assert 'matplotlib.figure' in sys.modules\n"
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.mark.parametrize("fail", ["write", "replace"])
+def test_full_disk_leaves_the_old_report_and_no_rubbish(run_dir, monkeypatch, fail):
+    report.write(run_dir)
+    before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    put(run_dir / "export" / "parity.json", {"max_abs_logit_diff": 1.0, "tolerance": 1e-4})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_text" if fail == "write" else "os.replace", full)
+    with pytest.raises(DataError, match=r"report\.json: cannot be written: No space left on device"):
+        report.write(run_dir)
+    assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_terminal_table_fits_80_columns(run_dir, encoding):
+    """The widest case: untied, so both counts, and a perplexity beyond all bounds."""
+    numbers = report.collect(run_dir)
+    numbers["perplexity"]["pruned"] = 4.2e11
+    text = shown(numbers, encoding)
+    assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
+    cells = [line.replace("|", " ").split() for line in text.splitlines()]
+    assert ["source", "1.4k", "1.3k", "2.000", "7.39"] in cells
+    assert ["pruned", "664", "584", "4.000", "4.20e+11"] in cells
+    assert ["distilled", "664", "584", "2.500", "12.18", "75.0", "%"] in cells
+    assert ["distill", "70.0", "1", "min", "10", "s"] in cells
+    assert ["total", "91.5", "1", "min", "32", "s"] in cells
+    assert "export: largest logit difference 3.0e-06 (allowed 1e-04): within tolerance" in text
+
+
+def test_parity_outside_tolerance_is_shouted(run_dir):
+    put(run_dir / "export" / "parity.json", {"max_abs_logit_diff": 2e-4, "tolerance": 1e-4})
+    numbers = report.collect(run_dir)
+    assert "OUTSIDE TOLERANCE" in shown(numbers)
+    assert '<span class="verdict bad">OUTSIDE TOLERANCE</span>' in page(numbers)
+
+
+def test_packages_that_changed_between_stages_are_all_named(run_dir):
+    put(
+        run_dir / "export" / "manifest.json", {"seconds": 1, "packages": {"torch": "2.14.0", "nemo": "2.7.3"}}
+    )
+    assert report.collect(run_dir)["packages"] == {"nemo": "2.7.3", "torch": "2.13.0, 2.14.0"}
+
+
+@pytest.mark.parametrize(
+    ("spelt", "expected"),
+    [
+        (words.count(999), "999"),
+        (words.count(1000), "1.0k"),
+        (words.count(999_960), "1.0M"),
+        (words.count(134_515_008), "134.5M"),
+        (words.count(999_960_000), "1.00B"),
+        (words.count(11_168_796_672), "11.17B"),
+        (words.duration(9.44), "9.4 s"),
+        (words.duration(59.97), "1 min 00 s"),
+        (words.duration(3599.7), "1 h 00 min"),
+        (words.duration(11_100), "3 h 05 min"),
+        (words.perplexity(12.345), "12.35"),
+        (words.perplexity(99_999.0), "99,999.00"),
+        (words.perplexity(485_165_195.4), "4.85e+08"),
+        (words.change(200, 150), "\N{MINUS SIGN}25.0 %"),
+        (words.percent(0.6234), "62.3 %"),
+    ],
+)
+def test_spelling_of_numbers(spelt, expected):
+    assert spelt == expected

@@ -174,5 +174,6 @@ def _report(config: Config) -> int:
     from bielik_nemo import report
 
     page = report.write(config.run.dir)
-    Console().print(report.table(report.collect(config.run.dir)), f"\n{page}")
+    Console().print(report.table(report.collect(config.run.dir)))
+    print(page)
     return 0

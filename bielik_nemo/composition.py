@@ -8,9 +8,9 @@ no global state, so that composing also works inside another Hydra application.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import is_dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -58,16 +58,18 @@ def compose_dict(recipe: str = "", overrides: Sequence[str] = (), config_dir: st
         overrides: `key=value` or `group=option`, in Hydra's grammar.
         config_dir: the user's own folder of groups, searched after ours.
     """
-    loader = _loader(config_dir)
-    lines = [f"experiment={recipe}", *overrides] if recipe else list(overrides)
-    parsed = _parse(lines, loader)
+    lines = [f"experiment={recipe}", *overrides] if recipe else overrides
+    parsed = _parse(lines, _loader(config_dir))
+    folders = [each for each in parsed if each.key_or_group == "hydra.searchpath"]
+    parsed = [each for each in parsed if each not in folders]
+    values = [each.value() if isinstance(each.value(), list) else [each.value()] for each in folders]
+    loader = _loader(config_dir, [str(folder) for value in values for folder in value])
     problems = [problem for each in parsed if (problem := _problem(each, loader))]
     if problems:
         raise ConfigError("\n".join(problems))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # a folder of hydra.searchpath that does not exist
-            config = loader.load_configuration("config", lines, run_mode=RunMode.RUN)
+        lines = [each.input_line for each in parsed]
+        config = loader.load_configuration("config", lines, run_mode=RunMode.RUN)
     except Exception as error:
         raise ConfigError(_translate(error, parsed, loader)) from error
     with open_dict(config):
@@ -107,14 +109,23 @@ def expand_sweep(overrides: Sequence[str], config_dir: str | Path | None = None)
     return [(quote(",".join(part), safe="=,+"), job) for part, job in zip(parts, jobs, strict=True)]
 
 
-def _loader(config_dir: str | Path | None) -> ConfigLoaderImpl:
+def _loader(config_dir: str | Path | None, search_path: Sequence[str] = ()) -> ConfigLoaderImpl:
     setup_globals()
     register_schema()
     path = create_config_search_path(CONFIGS)
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir: found {str(config_dir)!r}, allowed: a directory of Hydra groups")
-        path.append("--config-dir", f"file://{Path(config_dir).absolute()}")
+    folders = [("--config-dir", str(config_dir))] if config_dir is not None else []
+    folders += [("hydra.searchpath", folder.removeprefix("file://")) for folder in search_path]
+    for key, folder in reversed(folders):
+        if folder.startswith("pkg://"):
+            path.append(key, folder, anchor="main")
+            continue
+        directory = Path(folder).absolute()
+        if not directory.is_dir():
+            raise ConfigError(f"{key}: found {folder!r}, allowed: a directory of Hydra groups")
+        for own in sorted([*directory.glob("*.yaml"), *directory.glob("*/*.yaml")]):
+            if files("bielik_nemo.conf").joinpath(own.relative_to(directory)).is_file():
+                raise ConfigError(f"{key}: {own} would be hidden by ours of that name, allowed: another name")
+        path.append(key, f"file://{directory}", anchor="main")
     return ConfigLoaderImpl(path)
 
 
@@ -157,8 +168,6 @@ def _problem(override: Override, loader: ConfigLoaderImpl) -> str | None:
         if wrong and not override.is_delete():
             found = "null" if wrong[0] is None else repr(wrong[0])
             return f"{key}: found {found}, allowed: {', '.join(options)}{nearest(str(wrong[0]), options)}"
-        return None
-    if key == "hydra.searchpath":
         return None
     if type_at(Config, key) is None:
         return _unknown(key, loader)

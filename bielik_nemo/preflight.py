@@ -117,7 +117,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         if getattr(given, name) != getattr(found, name):
             yield (
                 f"model.shape.{name}: found {getattr(given, name)!r}, allowed: {getattr(found, name)!r}, "
-                f"as in {directory / 'config.json'}"
+                f"as in {directory / 'config.json'}, or model.shape=null"
             )
     yield from _weights(directory)
     yield from _tokenizer(directory, found.vocab_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -125,7 +126,9 @@ _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 def _package_docs() -> Iterator[Document]:
     documents = {}
-    for package in metadata.distributions():
+    # The environment's own directories: sys.path would grow by what libraries vendor once they are imported.
+    places = sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})
+    for package in metadata.distributions(path=places):
         name = re.sub(r"[-_.]+", "-", package.name or "").lower()
         if not name or name in _NOT_DOCS or name in documents:  # the first on the path is the one in use
             continue

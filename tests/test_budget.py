@@ -1,0 +1,149 @@
+"""Hand arithmetic for a small model: 2 layers, hidden 8, FFN 16, 2 heads of 4 in 1 group, vocabulary 100.
+
+Layer: Q and O 8*8 each, K and V 8*4 each: 192; FFN 3*8*16 = 384; norms 16: 592. Two: 1184. Last norm 8. One embedding
+matrix 100*8 = 800, untied 1600. All: 2792; with one matrix 1992. Padded vocabulary: 128, a matrix of 1024.
+Target: 1 layer of FFN 8: 192 + 192 + 16 = 400; + 8 + 1600 = 2008; with one matrix 1208.
+"""
+
+import pytest
+
+from bielik_nemo import budget
+from bielik_nemo.config import Config, Shape, Target, compose
+from bielik_nemo.errors import ConfigError
+from bielik_nemo.validation import source_architecture
+
+
+@pytest.fixture
+def config() -> Config:
+    config = Config()
+    config.model.shape = Shape(2, 8, 16, 2, 1, 4, 100, max_position_embeddings=64)
+    config.prune.target = Target(num_layers=1, ffn_hidden_size=8)
+    config.data.seq_length, config.data.micro_batch_size, config.data.global_batch_size = 10, 2, 4
+    config.trainer.max_steps = 3
+    return config
+
+
+def estimate(config: Config) -> budget.Budget:
+    return budget.estimate(config, source_architecture(config))
+
+
+def test_tokens_and_flops(config: Config):
+    """3 steps * 4 * 10 = 120 tokens.
+
+    Forward, source: 2*1992 + 4*2 layers*2 heads*4*10 = 3984 + 640 = 4624. Target: 2*1208 + 4*1*2*4*10 = 2416 + 320 =
+    2736. Per token 3*2736 + 4624 = 12832; in all 1,539,840.
+    """
+    found = estimate(config)
+    assert (found.source.num_parameters(), found.target.num_parameters()) == (2792, 2008)
+    assert (found.source.num_parameters("once"), found.target.num_parameters("once")) == (1992, 1208)
+    assert (found.tokens, found.flops) == (120, 1_539_840)
+
+
+def test_gpu_hours_only_when_the_peak_is_known(config: Config):
+    """1,539,840 FLOPs at 40 % of 1 TFLOP/s: 3.8496e-6 s = 1.06933e-9 hours."""
+    assert estimate(config).gpu_hours is None
+    config.cluster.gpu_peak_tflops = 1.0
+    assert estimate(config).gpu_hours == pytest.approx(3.8496e-6 / 3600)
+
+
+def test_memory_in_fp32_on_one_device(config: Config):
+    """Student 2008 with its vocabulary padded from 100 to 128: 408 + 2*1024 = 2456. Teacher: 1192 + 2048 = 3240.
+
+    Weights 4 bytes, gradients 4, Adam 8. Logits: 3 * 2*10 rows * 128 * 4 = 30,720. Activations: 20 rows * 1 layer *
+    (4*8 + 4*(2*2 + 2*1) + 3*8 = 80) * 4 = 6,400.
+    """
+    assert estimate(config).memory == {
+        "student weights": 9824,
+        "gradients": 9824,
+        "optimizer": 19_648,
+        "teacher weights": 12_960,
+        "logits": 30_720,
+        "activations": 6400,
+    }
+
+
+def test_memory_in_bf16_split_over_gpus(config: Config):
+    """tp 1 * pp 2 on 4 GPUs: 2 copies, each micro-batch count 4 / (2*2) = 1. Two layers in both models.
+
+    Student (2 layers of FFN 8): 2*400 + 8 = 808, / 2 = 404, + one padded matrix 1024 = 1428: weights 2, gradients 4,
+    Adam with its master copy 12 / 2 copies. Teacher: 1192 / 2 + 1024 = 1620. Activations: one micro-batch in flight, so
+    half of 2 layers: 20 * 80 * 2.
+    """
+    config.prune.target.num_layers = None
+    config.parallel.pp, config.cluster.devices_per_node = 2, 4
+    config.cluster.gpu_memory_gib, config.trainer.precision = 1.0, "bf16-mixed"
+    assert estimate(config).memory == {
+        "student weights": 2856,
+        "gradients": 5712,
+        "optimizer": 8568,
+        "teacher weights": 3240,
+        "logits": 15_360,
+        "activations": 3200,
+    }
+    config.data.global_batch_size = 8  # two micro-batches: the first stage holds both
+    assert estimate(config).memory["activations"] == 6400
+
+
+def test_tensor_parallelism_divides_all_but_norms_and_residual(config: Config):
+    """tp 2 (2 groups): weights halved; activations 4*8 + (4*(2*2 + 2*2) + 3*8) / 2 = 32 + 28 = 60 of 4*8 + 56 = 88."""
+    config.model.shape.num_query_groups = 2
+    whole = estimate(config).memory
+    config.parallel.tp = 2
+    split = estimate(config).memory
+    assert split["student weights"] * 2 == whole["student weights"]
+    assert split["logits"] * 2 == whole["logits"]
+    assert split["activations"] / whole["activations"] == pytest.approx(60 / 88)
+
+
+def test_tied_embeddings_are_held_once(config: Config):
+    """Student 408 + 1024 = 1432 parameters of 4 bytes."""
+    config.model.shape.tie_embeddings = True
+    assert estimate(config).memory["student weights"] == 4 * 1432
+
+
+def test_disk_counts_the_configured_stages(config: Config):
+    """float32: source 2792 * 4, target 2008 * 4 = 8032; training keeps 12 bytes a parameter, twice, and the weights."""
+    assert estimate(config).disk == {"import_hf": 11_168, "prune": 8032, "distill": 2 * 24_096 + 8032, "export": 8032}
+    config.pipeline.stages = ["import_hf", "export"]
+    assert estimate(config).disk == {"import_hf": 11_168, "export": 8032}
+
+
+def test_full_size():
+    """6 * 7,346,130,944 + 2 * 11,037,200,384 + 12*40*4096*4096 + 4*50*4096*4096 = 7.7558e10 FLOPs per token.
+
+    8,000 * 512 * 4096 = 16,777,216,000 tokens: 1.3012e21; at 0.4 * 989e12: 3.2892e6 s = 913.7 GPU-hours.
+    Per H200: 7,477,727,232 * (2 + 4 + 12/16) + 11,168,796,672 * 2 = 7.2812e10; logits 3 * 4096 * 32128 * 2 = 7.896e8;
+    activations 40 * 4096 * (16384 + 128*80 + 3*11264 = 60416) * 2 = 1.9797e10: 93.4e9 bytes = 87.0 GiB.
+    """
+    config = compose("bielik_minitron_7b")
+    found = estimate(config)
+    assert found.tokens == 16_777_216_000
+    assert found.flops / found.tokens == pytest.approx(7.7558e10, rel=1e-4)
+    assert found.gpu_hours == pytest.approx(913.7, rel=1e-3)
+    assert sum(found.memory.values()) / 2**30 == pytest.approx(87.0, abs=0.05)
+    assert sum(found.memory.values()) / 2**30 < config.cluster.gpu_memory_gib
+
+
+def test_a_target_larger_than_the_source_has_no_budget(config: Config):
+    config.prune.target.num_layers = 3
+    with pytest.raises(ConfigError, match=r"prune.target.num_layers: found 3, allowed: 1 to 2"):
+        estimate(config)
+
+
+def test_table_says_what_is_exact_and_what_is_estimated():
+    config = compose("bielik_minitron_7b")
+    lines = budget.table(config, estimate(config)).splitlines()
+    assert lines[0].split()[:3] == ["source", "11,168,796,672", "parameters"] and "11,037,200,384" in lines[0]
+    assert lines[1].split()[:3] == ["target", "7,477,727,232", "parameters"] and "7,346,130,944" in lines[1]
+    assert "estimate" not in "".join(lines[:3])
+    for name in ("compute", "time", "memory", "disk"):
+        assert "estimate" in next(line for line in lines if line.startswith(name))
+    assert "assuming 40% of 989 TFLOP/s" in "".join(lines)
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    "size, text", [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (1.5 * 2**30, "1.5 GiB"), (2**40, "1,024.0 GiB")]
+)
+def test_size_text(size: float, text: str):
+    assert budget.size_text(size) == text

@@ -1,0 +1,263 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bielik_nemo import preflight
+from bielik_nemo.config import Config, compose
+from bielik_nemo.data import text
+from bielik_nemo.errors import ConfigError
+from bielik_nemo.validation import source_architecture
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A Hugging Face directory of the tiny shape: real config and tokenizer layout, weights that nobody reads."""
+    directory = tmp_path / "my model"
+    directory.mkdir()
+    shape = source_architecture(compose("tiny"))
+    (directory / "config.json").write_text(json.dumps(shape.to_hf()))
+    (directory / "model.safetensors").write_bytes(b"not read")
+    vocabulary = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 255}},
+        "added_tokens": [{"id": 262, "content": "</s>"}],
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
+    return directory
+
+
+@pytest.fixture
+def config(checkpoint: Path, tmp_path: Path) -> Config:
+    (tmp_path / "texts" / "deeper").mkdir(parents=True)
+    (tmp_path / "texts" / "deeper" / "a.jsonl").write_text('{"text": "a"}\n')
+    overrides = [
+        f"model.source='{checkpoint}'",
+        f"run.dir='{tmp_path}/runs/x'",
+        f"data.sources=[{{path:'{tmp_path}/texts'}}]",
+    ]
+    return compose("tiny", overrides)
+
+
+def of(config: Config, level: str = "error", stages: list[str] | None = None) -> list[str]:
+    return [finding.message for finding in preflight.findings(config, stages) if finding.level == level]
+
+
+def test_a_good_run_has_no_findings(config: Config):
+    assert preflight.findings(config) == []
+    preflight.require(config, config.pipeline.stages)
+    config.model.shape = None  # taken from the checkpoint
+    assert preflight.findings(config) == []
+    assert preflight.architecture(config).num_parameters() == 255_424
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2"])
+def test_built_in_experiments_are_ready_here(name: str, tmp_path: Path):
+    config = compose(name, [f"run.dir='{tmp_path}'"])
+    assert preflight.findings(config, config.pipeline.stages) == []
+
+
+def test_full_size_checks_on_a_machine_that_has_none_of_it(tmp_path: Path):
+    config = compose("bielik_minitron_7b", [f"model.source={tmp_path}/none", f"data.sources=[{{path:{tmp_path}/no}}]"])
+    assert of(config) == []
+    warnings = of(config, "warning")
+    assert warnings[0].startswith("model.source: no such directory")
+    assert warnings[1].startswith("data.sources[0].path: no such file")
+    assert preflight.costs(config).target.num_parameters() == 7_477_727_232
+    errors = of(config, "error", config.pipeline.stages)  # but it cannot run here
+    assert [line.split(":")[0] for line in errors[:2]] == ["model.source", "data.sources[0].path"]
+
+
+def test_all_problems_at_once(config: Config, checkpoint: Path, tmp_path: Path):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "tokenizer.json").unlink()
+    config.model.shape.num_layers = 5
+    config.data.sources[0].path = str(tmp_path / "nowhere")
+    (tmp_path / "runs").write_text("a file")
+    found = preflight.findings(config)
+    assert [(finding.level, finding.key) for finding in found] == [
+        ("error", "model.shape.num_layers"),
+        ("error", "model.source"),
+        ("error", "model.source"),
+        ("error", "data.sources[0].path"),
+        ("error", "run.dir"),
+    ]
+    for finding in found:
+        assert finding.message.startswith(f"{finding.key}: ") and "\n" not in finding.message
+    with pytest.raises(ConfigError) as caught:
+        preflight.require(config, config.pipeline.stages)
+    assert str(caught.value).splitlines() == [finding.message for finding in found]
+
+
+def test_what_is_impossible_in_itself_comes_first(config: Config):
+    config.optim.lr, config.model.source = 0.0, "/nowhere"
+    assert of(config) == ["optim.lr: found 0.0, allowed: a positive number"]
+    assert preflight.costs(config) is None
+
+
+def test_without_a_shape_a_missing_source_is_an_error(config: Config):
+    config.model.source, config.model.shape = "/nowhere", None
+    assert of(config)[0].startswith("model.source: no such directory: '/nowhere'")
+    config.model.source = "builtin:smollm"
+    assert "did you mean builtin:smollm2?" in of(config)[0]
+    config.model.source = ""
+    assert "model.source" in of(config)[0]
+
+
+def test_only_the_stages_that_read_files_need_them(config: Config):
+    config.model.source, config.data.sources = "/nowhere", []
+    assert of(config, "error", ["prune", "distill"]) == []
+    assert len(of(config, "error", ["import_hf"])) == len(of(config, "error", ["data"])) == 1
+
+
+def test_shape_and_checkpoint_must_agree(config: Config, checkpoint: Path):
+    config.model.shape.ffn_hidden_size = 192
+    config.model.shape.rotary_base = 10000.0
+    where = f"as in {checkpoint}/config.json, or model.shape=null"
+    assert of(config) == [
+        f"model.shape.ffn_hidden_size: found 192, allowed: 160, {where}",
+        f"model.shape.rotary_base: found 10000.0, allowed: 1000000.0, {where}",
+    ]
+
+
+def test_target_and_layout_are_checked_against_the_checkpoint(config: Config):
+    """The checkpoint has 4 layers and 2 groups; no shape is given, so only the file says so."""
+    config.model.shape = None
+    config.prune.target.num_layers = 5
+    assert of(config) == ["prune.target.num_layers: found 5, allowed: 1 to 4"]
+    config.prune.target.num_layers = 3
+    config.parallel.tp, config.data.seq_length = 4, 2048
+    found = of(config)
+    assert [line.split(";")[0] for line in found] == [
+        "parallel.tp=4: does not divide num_query_groups=2",
+        "parallel.tp=4: does not divide num_query_groups=2",
+        "data.seq_length: found 2048, allowed: 1 to 1024, the model's context",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not valid JSON"),
+        ('{"model_type": "gpt2"}', "model_type: found 'gpt2', allowed: llama, mistral, qwen2"),
+        (None, "cannot be read"),
+    ],
+)
+def test_config_json_of_the_checkpoint(config: Config, checkpoint: Path, content: str | None, message: str):
+    (checkpoint / "config.json").unlink()
+    if content is not None:
+        (checkpoint / "config.json").write_text(content)
+    (found,) = of(config)
+    assert found.startswith(f"model.source: {checkpoint}/config.json") and message in found
+
+
+def test_missing_shards_are_counted(config: Config, checkpoint: Path):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert of(config) == [f"model.source: {checkpoint}: 2 of 3 shards are missing, first model-2.safetensors"]
+    (checkpoint / "model.safetensors.index.json").write_text("[]")
+    assert "no index of shards" in of(config)[0]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"model": {"vocab": {"a": 263}}}, "found token id 263, allowed: below the model's vocab_size=263"),
+        ({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 300}]}, "found token id 300"),
+        ({"model": {"vocab": [["a", -1.0]] * 264}}, "found token id 263"),
+        ({"model": {}}, "no tokenizer can be read from it"),
+        ([], "no tokenizer can be read from it"),
+    ],
+)
+def test_wrong_tokenizer(config: Config, checkpoint: Path, content: object, message: str):
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content))
+    (found,) = of(config)
+    assert found.startswith(f"model.source: {checkpoint}/tokenizer.json") and message in found
+
+
+def test_a_tokenizer_as_large_as_the_vocabulary_fits(config: Config, checkpoint: Path):
+    (checkpoint / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", -1.0]] * 263}}))
+    assert of(config) == []
+
+
+def test_texts(config: Config, tmp_path: Path):
+    def message(path: Path) -> str:
+        config.data.sources[0].path = str(path)
+        (found,) = of(config)
+        assert found.startswith("data.sources[0].path: ")
+        return found
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.pdf").write_text("a")
+    assert "no such file or directory" in message(tmp_path / "none.txt")
+    assert "found no text" in message(tmp_path / "empty")
+    assert "found no text" in message(tmp_path / "a.pdf")
+    config.data.sources = []
+    assert of(config)[0].startswith("data.sources: found none")
+
+
+def test_kinds_of_text_are_those_that_can_be_read():
+    assert set(preflight.TEXT_SUFFIXES) == set(text._READERS)
+
+
+def test_run_directory_below_a_file(config: Config, tmp_path: Path):
+    (tmp_path / "runs").write_text("a file")
+    assert of(config) == [f"run.dir: found '{tmp_path}/runs/x', allowed: a directory, but {tmp_path}/runs is a file"]
+
+
+def test_run_directory_that_cannot_be_written(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    assert of(config) == [
+        f"run.dir: found '{tmp_path}/runs/x', allowed: a directory that can be written; {tmp_path} cannot"
+    ]
+
+
+def test_disk(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """tiny, float32: 4 * 255,424 + 4 * 163,136 * (1 + 1 + 1) + 2 * 12 * 163,136 = 6,894,592 bytes = 6.6 MiB."""
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(size, 0, size))
+
+    free(6_894_592)
+    assert of(config) == []
+    free(6_894_591)
+    assert of(config) == [f"run.dir: found 6.6 MiB free at {tmp_path}, allowed: at least about 6.6 MiB (estimate)"]
+    (tmp_path / "runs" / "x" / "import_hf").mkdir(parents=True)  # what is finished needs no more room
+    (tmp_path / "runs" / "x" / "import_hf" / "manifest.json").write_text("{}")
+    assert of(config) == []
+
+
+def test_memory_is_a_warning_because_it_is_an_estimate(tmp_path: Path):
+    config = compose("bielik_minitron_7b", ["cluster.gpu_memory_gib=80"])
+    assert [line for line in of(config, "warning") if line.startswith("cluster.gpu_memory_gib")] == [
+        "cluster.gpu_memory_gib: found 80, allowed: at least about 87.0 (estimate, most of it gradients); "
+        "raise parallel.tp or parallel.pp, or lower data.micro_batch_size"
+    ]
+    config.parallel.tp = 2
+    assert not [line for line in of(config, "warning") if line.startswith("cluster")]
+
+
+def test_oddities(config: Config):
+    config.parallel.tp, config.cluster.nodes, config.cluster.devices_per_node = 2, 2, 1
+    config.prune.target = compose().prune.target
+    assert [line.split(":")[0] for line in of(config, "warning")] == ["parallel.tp", "prune.target"]
+    assert of(config) == []
+
+
+def test_is_quick_offline_and_without_torch():
+    code = (
+        "import sys, socket\n"
+        "def refuse(*args): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from bielik_nemo import preflight\n"
+        "from bielik_nemo.config import compose\n"
+        "for name in ('tiny', 'bielik_minitron_7b'): preflight.findings(compose(name))\n"
+        "print([m for m in ('torch', 'nemo', 'megatron', 'transformers') if m in sys.modules])"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert time.monotonic() - start < 3

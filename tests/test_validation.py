@@ -1,0 +1,116 @@
+import pytest
+
+from bielik_nemo.config import compose
+from bielik_nemo.errors import ConfigError
+
+FULL = "bielik_minitron_7b"
+
+
+@pytest.mark.parametrize(
+    "recipe, overrides, expected",
+    [
+        # Ranges and words, each for every kind of bound.
+        ("", ["trainer.max_steps=0"], "trainer.max_steps: found 0, allowed: a positive number"),
+        ("", ["optim.lr=nan"], "optim.lr: found nan, allowed: a positive number"),
+        ("", ["optim.lr=inf"], "optim.lr: found inf, allowed: a positive number"),
+        ("", ["distill.temperature=0"], "distill.temperature: found 0.0, allowed: a positive number"),
+        ("", ["run.seed=-1"], "run.seed: found -1, allowed: zero or a positive number"),
+        ("", ["optim.min_lr=-1"], "optim.min_lr: found -1.0, allowed: zero or a positive number"),
+        ("", ["prune.target.num_layers=0"], "prune.target.num_layers: found 0, allowed: a positive number, or null"),
+        ("", ["cluster.devices_per_node=0"], "cluster.devices_per_node: found 0, allowed: a positive number, or null"),
+        ("", ["optim.beta2=1"], "optim.beta2: found 1.0, allowed: 0 up to, not including, 1"),
+        ("", ["data.held_out_fraction=-0.1"], "data.held_out_fraction: found -0.1, allowed: 0 up to"),
+        ("", ["run.name=' '"], "run.name: found ' ', allowed: text that is not blank"),
+        ("", ["run.dir='~/runs'"], "run.dir: found '~/runs', allowed: a path without ~, such as '$HOME/runs'"),
+        ("", ["data.sources=[{path:''}]"], "data.sources[0].path: found '', allowed: text that is not blank"),
+        ("", ["data.sources=[{path:'~/x'}]"], "data.sources[0].path: found '~/x', allowed: a path without ~"),
+        ("", ["model.dtype=float16"], "model.dtype: found 'float16', allowed: float32, bfloat16; did you mean"),
+        # What must fit together.
+        ("", ["optim.lr=1e-6"], "optim.min_lr: found 1e-05, allowed: 0 to optim.lr=1e-06"),
+        ("", ["trainer.max_steps=50"], "optim.warmup_steps: found 50, allowed: less than trainer.max_steps=50"),
+        # 2 nodes * 3 devices = 6, not a multiple of tp 2 * pp 2 = 4.
+        (
+            "",
+            ["cluster.nodes=2", "cluster.devices_per_node=3", "parallel.tp=2", "parallel.pp=2"],
+            "cluster.nodes * cluster.devices_per_node: found 6, allowed: multiples of parallel.tp * parallel.pp = 4",
+        ),
+        # 16 devices / tp 2 = 8 copies of micro-batch 3: 24 does not divide 512.
+        (
+            FULL,
+            ["parallel.tp=2", "data.micro_batch_size=3"],
+            "data.global_batch_size: found 512, allowed: multiples of 24 = data.micro_batch_size 3 * data-parallel",
+        ),
+        # Stages.
+        ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
+        ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, score"),
+        ("", ["pipeline.stages=[expor]"], "did you mean export?"),
+        (
+            "",
+            ["pipeline.stages=[export,import_hf]"],
+            "pipeline.stages: found export, import_hf, allowed: each once and in order: import_hf, export",
+        ),
+        (
+            "",
+            ["pipeline.stages=[data,data]"],
+            "pipeline.stages: found data, data, allowed: each once and in order: data",
+        ),
+        # Shapes: the teacher has 50 layers, FFN 14336, 32 heads in 8 groups.
+        (FULL, ["prune.target.num_layers=51"], "prune.target.num_layers: found 51, allowed: 1 to 50"),
+        (
+            FULL,
+            ["prune.target.ffn_hidden_size=14337"],
+            "prune.target.ffn_hidden_size: found 14337, allowed: 1 to 14336",
+        ),
+        (FULL, ["prune.target.num_attention_heads=30"], "allowed: 8 to 32 in steps of num_query_groups=8"),
+        (FULL, ["parallel.tp=16", "data.micro_batch_size=1"], "parallel.tp=16: does not divide num_query_groups=8"),
+        (FULL, ["prune.target.ffn_hidden_size=11265", "parallel.tp=2"], "ffn_hidden_size=11265"),
+        (
+            FULL,
+            ["parallel.pp=4"],
+            "parallel.pp=4: does not divide num_layers=50; allowed: 1, 2, 5, 10, 25, 50 (source model)",
+        ),
+        (
+            FULL,
+            ["prune.target.num_layers=45", "parallel.pp=2"],
+            "num_layers=45; allowed: 1, 3, 5, 9, 15, 45 (pruned model)",
+        ),
+        ("tiny", ["data.seq_length=1025"], "data.seq_length: found 1025, allowed: 1 to 1024, the model's context"),
+        ("tiny", ["prune.calibration_seq_length=2000"], "prune.calibration_seq_length: found 2000, allowed: 1 to 1024"),
+        (
+            "tiny",
+            ["model.shape.head_dim=0"],
+            "model.shape: architecture: head_dim: found 0, allowed: a positive integer",
+        ),
+        ("tiny", ["model.shape.model_type=gpt2"], "model.shape: architecture: model_type: found 'gpt2'"),
+    ],
+)
+def test_problem_is_named(recipe: str, overrides: list[str], expected: str):
+    with pytest.raises(ConfigError) as caught:
+        compose(recipe, overrides)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "recipe, overrides",
+    [
+        ("", ["trainer.max_steps=51"]),  # one more than the warm-up
+        ("", ["optim.lr=1e-5"]),  # equal to min_lr
+        ("", ["optim.min_lr=0", "optim.warmup_steps=0", "optim.clip_grad=0", "data.held_out_fraction=0", "run.seed=0"]),
+        ("tiny", ["data.seq_length=1024", "parallel.tp=2", "prune.target.num_layers=4"]),
+        ("tiny", ["parallel=pp2", "prune.target.num_layers=2"]),
+        (FULL, ["parallel.tp=8", "parallel.pp=2"]),
+        ("", ["pipeline.stages=[import_hf,export]"]),
+    ],
+)
+def test_bounds_themselves_are_possible(recipe: str, overrides: list[str]):
+    compose(recipe, overrides)
+
+
+def test_all_problems_of_a_kind_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        compose(FULL, ["prune.target.num_layers=51", "prune.target.hidden_size=5000", "trainer.max_steps=10"])
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "optim.warmup_steps",
+        "prune.target.num_layers",
+        "prune.target.hidden_size",
+    ]

@@ -78,13 +78,9 @@ def test_all_problems_at_once(config: Config, checkpoint: Path, tmp_path: Path):
     config.data.sources[0].path = str(tmp_path / "nowhere")
     (tmp_path / "runs").write_text("a file")
     found = preflight.findings(config)
-    assert [(finding.level, finding.key) for finding in found] == [
-        ("error", "model.shape.num_layers"),
-        ("error", "model.source"),
-        ("error", "model.source"),
-        ("error", "data.sources[0].path"),
-        ("error", "run.dir"),
-    ]
+    keys = ["model.shape.num_layers", "model.source", "model.source", "data.sources[0].path", "run.dir"]
+    assert [(finding.level, finding.key) for finding in found] == [("error", key) for key in keys]
+    assert found[-1].message.endswith(f"allowed: a directory, but {tmp_path}/runs is a file")
     for finding in found:
         assert finding.message.startswith(f"{finding.key}: ") and "\n" not in finding.message
     with pytest.raises(ConfigError) as caught:
@@ -176,10 +172,7 @@ def test_wrong_tokenizer(config: Config, checkpoint: Path, content: object, mess
     (checkpoint / "tokenizer.json").write_text(json.dumps(content))
     (found,) = of(config)
     assert found.startswith(f"model.source: {checkpoint}/tokenizer.json") and message in found
-
-
-def test_a_tokenizer_as_large_as_the_vocabulary_fits(config: Config, checkpoint: Path):
-    (checkpoint / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", -1.0]] * 263}}))
+    (checkpoint / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", -1.0]] * 263}}))  # just fits
     assert of(config) == []
 
 
@@ -197,15 +190,7 @@ def test_texts(config: Config, tmp_path: Path):
     assert "found no text" in message(tmp_path / "a.pdf")
     config.data.sources = []
     assert of(config)[0].startswith("data.sources: found none")
-
-
-def test_kinds_of_text_are_those_that_can_be_read():
     assert set(preflight.TEXT_SUFFIXES) == set(text._READERS)
-
-
-def test_run_directory_below_a_file(config: Config, tmp_path: Path):
-    (tmp_path / "runs").write_text("a file")
-    assert of(config) == [f"run.dir: found '{tmp_path}/runs/x', allowed: a directory, but {tmp_path}/runs is a file"]
 
 
 def test_run_directory_that_cannot_be_written(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

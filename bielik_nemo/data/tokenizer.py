@@ -23,8 +23,10 @@ def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    if not directory.is_dir():  # transformers would take a relative path for the name of a model on its hub
+        raise DataError(f"{directory}: no such directory, so no tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise DataError(f"{directory}: no tokenizer that transformers can load ({error})") from error
     largest = max(tokenizer.get_vocab().values(), default=-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, tp_rank, upcast
+from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, tp_rank, upcast
 
 
 class _TokenCrossEntropy(torch.autograd.Function):
@@ -22,9 +22,9 @@ class _TokenCrossEntropy(torch.autograd.Function):
         index = y.clamp(0, max(columns - 1, 0)).unsqueeze(-1)
         grad = torch.zeros_like(x) if logits.requires_grad else None
         loss = upcast(x.new_zeros(rows))
-        for part in chunks(rows, columns):
-            z = upcast(x[part, :columns]).clone()
-            z -= reduce_(row_max(z), ReduceOp.MAX, group).unsqueeze(-1)
+        for part in chunks(x):
+            z = upcast(x[part, :columns])
+            z = z - reduce_(row_max(z), ReduceOp.MAX, group).unsqueeze(-1)  # a copy: fp32 logits stay as they are
             own = z.gather(-1, index[part]).squeeze(-1) if columns else z.new_zeros(len(z))
             e = z.exp_()
             total, label = reduce_(torch.stack([e.sum(-1), own * mine[part]]), ReduceOp.SUM, group)
@@ -34,14 +34,15 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 if columns:
                     e.scatter_add_(-1, index[part], -mine[part].to(e.dtype).unsqueeze(-1))
                 grad[part, :columns] = e.to(grad.dtype)
-        ctx.grad = None if grad is None else grad
+        if grad is not None:
+            ctx.save_for_backward(grad)
         ctx.shape = logits.shape
         return loss.view(labels.shape)
 
     @staticmethod
     def backward(ctx, grad_output):
-        grad, ctx.grad = ctx.grad, None  # scaled in place: the graph is walked once
-        return grad.mul_(grad_output.reshape(-1, 1)).view(ctx.shape), None, None, None
+        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
+        return scale_rows_(grad, grad_output.reshape(-1, 1)).view(ctx.shape), None, None, None
 
 
 def token_cross_entropy(
@@ -49,8 +50,13 @@ def token_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of every token, in nats: logits `[s, b, v/tp]`, labels `[s, b]` -> fp32 `[s, b]`.
 
-    Two collectives per chunk of tokens. Labels must lie in `[0, vocab_size)`.
+    Two collectives per chunk of tokens. Labels must lie in `[0, vocab_size)`, but where they are masked out later.
+
+    Raises:
+        ValueError: shapes differ, or there are fewer columns than `vocab_size`.
     """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels are {list(labels.shape)}, logits want {list(logits.shape[:-1])}")
     columns = real_columns(logits, vocab_size, tp_group)
     return _TokenCrossEntropy.apply(logits, labels, columns, tp_group)
 
@@ -73,7 +79,12 @@ def cross_entropy(
         tp_group: tensor-parallel group that shares the vocabulary.
 
     Returns:
-        The sum (the same on every tensor-parallel rank) and `mask.sum()`, both fp32 scalars.
+        The sum (the same on every tensor-parallel rank; fp64 for fp64 logits) and `mask.sum()`, both fp32 scalars.
+
+    Raises:
+        ValueError: shapes differ, or there are fewer columns than `vocab_size`.
     """
+    if mask.shape != labels.shape:
+        raise ValueError(f"mask is {list(mask.shape)}, labels are {list(labels.shape)}: they must agree")
     losses = token_cross_entropy(logits, labels, vocab_size=vocab_size, tp_group=tp_group)
     return (losses * mask).sum(), mask.sum(dtype=torch.float32)

@@ -18,38 +18,40 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, upcast
+from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, upcast
 
 
 class _ForwardKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, mask, temperature, columns, group):
         rows, width = mask.numel(), student.shape[-1]
-        s, t, m = student.reshape(rows, width), teacher.reshape(rows, width), upcast(mask.reshape(rows))
+        s, t, m = student.reshape(rows, width), teacher.reshape(rows, width), mask.reshape(rows)
         grad = torch.zeros_like(s) if student.requires_grad else None
         total = upcast(s.new_zeros(()))
-        for part in chunks(rows, columns):
+        for part in chunks(s):
             zs = upcast(s[part, :columns]) / temperature
-            zt = upcast(t[part, :columns]) / temperature
+            zt = t[part, :columns].to(zs.dtype) / temperature
             peak = reduce_(torch.stack([row_max(zs), row_max(zt)]), ReduceOp.MAX, group)
             zs -= peak[0].unsqueeze(-1)
             zt -= peak[1].unsqueeze(-1)
             es, et = zs.exp(), zt.exp()
             sums = torch.stack([es.sum(-1), et.sum(-1), (et * (zt - zs)).sum(-1)])
             z_s, z_t, dot = reduce_(sums, ReduceOp.SUM, group)
-            scale = m[part] * temperature
+            scale = m[part].to(total.dtype) * temperature
             total += torch.dot(dot / z_t - z_t.log() + z_s.log(), scale * temperature)
             if grad is not None:
                 es *= (scale / z_s).unsqueeze(-1)
                 es -= et.mul_((scale / z_t).unsqueeze(-1))
                 grad[part, :columns] = es.to(grad.dtype)
-        ctx.grad = None if grad is None else grad.view(student.shape)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ctx.shape = student.shape
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
-        grad, ctx.grad = ctx.grad, None  # scaled in place: the graph is walked once
-        return grad.mul_(grad_output), None, None, None, None, None
+        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
+        return scale_rows_(grad, grad_output.expand(len(grad), 1)).view(ctx.shape), None, None, None, None, None
 
 
 def forward_kl(
@@ -72,10 +74,10 @@ def forward_kl(
         tp_group: tensor-parallel group that shares the vocabulary; two collectives per chunk of tokens.
 
     Returns:
-        The sum (the same on every tensor-parallel rank) and `mask.sum()`, both fp32 scalars.
+        The sum (the same on every tensor-parallel rank; fp64 for an fp64 student) and `mask.sum()`, both fp32 scalars.
 
     Raises:
-        ValueError: shapes differ, or the temperature is not positive.
+        ValueError: shapes differ, the temperature is not positive, or there are fewer columns than `vocab_size`.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} must agree")

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of one fp32 copy of a chunk of logits; a loss holds a handful of them, never one of all tokens."""
+CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""Size of one fp32 copy of a chunk of logits; a loss holds a handful of them, never one of all tokens.
+
+A CPU wants them in its cache (64 MiB takes four times as long), a GPU wants few kernels and collectives.
+"""
 
 
 def tp_rank(group: ProcessGroup | None) -> int:
@@ -27,10 +30,16 @@ def real_columns(logits: Tensor, vocab_size: int | None, group: ProcessGroup | N
         logits: `[..., v]`.
         vocab_size: true size of the vocabulary; None: no column is padding.
         group: tensor-parallel group; every rank holds as many columns.
+
+    Raises:
+        ValueError: the ranks together hold fewer columns than the vocabulary has tokens.
     """
     width = logits.shape[-1]
     if vocab_size is None:
         return width
+    total = width * (1 if group is None else torch.distributed.get_world_size(group))
+    if not 0 < vocab_size <= total:
+        raise ValueError(f"vocab_size={vocab_size}: the logits have {total} columns; allowed: 1 to {total}")
     return min(max(vocab_size - tp_rank(group) * width, 0), width)
 
 
@@ -46,13 +55,27 @@ def row_max(z: Tensor) -> Tensor:
     return z.amax(dim=-1) if z.shape[-1] else z.new_full(z.shape[:1], -torch.inf)
 
 
-def chunks(tokens: int, columns: int) -> Iterator[slice]:
-    """Slices of the token axis whose fp32 logits take at most `CHUNK_BYTES`."""
-    size = max(1, CHUNK_BYTES // (4 * max(columns, 1)))
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
+def chunks(x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of `x` `[n, v]` whose fp32 copies take at most `CHUNK_BYTES`, one row at least.
+
+    `v` counts padding columns too: a chunk costs collectives, so all ranks must make the same chunks.
+    """
+    rows, width = x.shape
+    size = max(1, CHUNK_BYTES["cpu" if x.is_cpu else "cuda"] // (4 * width))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 def upcast(x: Tensor) -> Tensor:
     """float32, or float64 where the input already is."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def scale_rows_(grad: Tensor, factor: Tensor) -> Tensor:
+    """Multiply rows `[n, v]` in place by `factor` `[n, 1]`, both at the precision of `factor`.
+
+    In chunks, because a CPU forms the product of bf16 and fp32 in an fp32 copy of the whole.
+    """
+    for part in chunks(grad):
+        grad[part] *= factor[part]
+    return grad

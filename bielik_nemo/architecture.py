@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bielik_nemo import artifacts
 from bielik_nemo.errors import CheckpointError, ConfigError
 
 # Our field -> (key of a Hugging Face config.json, field of NeMo's GPTConfig; None: it has none).
@@ -302,12 +302,7 @@ class Architecture:
 
     def to_json(self, path: str | Path) -> None:
         """Write the fields as JSON, atomically."""
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        artifacts.write_json(Path(path), asdict(self))
 
     @classmethod
     def from_json(cls, path: str | Path) -> Architecture:

@@ -30,11 +30,14 @@ PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "nvidia-modelopt", "lightn
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is old or new, never half."""
+    """Write a file so that it is old or new, never half, and nothing is left beside it when writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,13 +147,15 @@ class Manifest:
 
 def code_version() -> str:
     """Git commit of the installed source tree, with `+changes` where it was edited; empty outside a repository."""
-    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parent.parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def package_versions() -> dict[str, str]:

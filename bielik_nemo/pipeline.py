@@ -7,10 +7,7 @@ its version. So a change upstream reruns exactly what depends on it, and a chang
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,8 +18,8 @@ from bielik_nemo import artifacts, ui, worker
 from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
-from bielik_nemo.errors import DataError, UserError
-from bielik_nemo.stages import GRAPH, Stage, needed
+from bielik_nemo.errors import ConfigError, DataError, UserError
+from bielik_nemo.stages import GRAPH, RESUMED, Stage, needed
 
 LOG = "log.txt"
 
@@ -49,9 +46,8 @@ def run(config: Config, stages: list[str] | None = None) -> None:
 
 def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
     """Digest of everything that decides a stage's result."""
-    return artifacts.digest(
-        {"stage": stage.name, "version": stage.version, "config": configuration.view(config, stage.keys), "inputs": inputs}
-    )
+    settings = configuration.view(config, stage.keys)
+    return artifacts.digest({"stage": stage.name, "version": stage.version, "config": settings, "inputs": inputs})
 
 
 def source_files(config: Config, stage: Stage, before: Manifest | None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -134,34 +130,23 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
             seconds=seconds,
             **read,
         ).write(directory)
+    for name in stage.scratch:
+        shutil.rmtree(directory / name, ignore_errors=True)
     ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
 
 
 def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str, Any]:
-    """Run a stage here when one process is enough, else under torchrun on this machine."""
+    """Run a stage here when one process is enough, else on ranks of their own."""
     directory = run_dir / stage.name
     processes = stage.world_size(config)
+    if stage.trains and config.cluster.nodes > 1:
+        raise ConfigError(
+            f"cluster.nodes={config.cluster.nodes}: this command starts processes on one machine, allowed: 1"
+        )
     if processes == 1:
         with ui.library_output_to(directory / LOG):
             return stage.run(config, run_dir)
-    (directory / worker.ERROR).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "bielik_nemo.worker", stage.name, str(directory / "config.yaml")]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ
-    with open(directory / LOG, "a") as log:
-        # The lock goes along: as long as a rank lives, nobody else works in this directory.
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=threads, pass_fds=[lock],
-            preexec_fn=worker.die_with_parent,
-        )
-        for line in child.stdout or ():
-            ui.say(line.rstrip("\n"))
-        status = child.wait()
-    if (directory / worker.ERROR).is_file():
-        raise worker.read_error(directory)
-    if status:
-        raise UserError(f"{stage.name}: a process ended with status {status}; see {directory / LOG}")
-    return artifacts.read_json(directory / worker.RESULT)
+    return worker.run_ranks(stage.name, directory / "config.yaml", directory / LOG, processes, lock)
 
 
 def _outputs(directory: Path, stage: Stage) -> Iterator[Path]:
@@ -172,11 +157,10 @@ def _outputs(directory: Path, stage: Stage) -> Iterator[Path]:
 
 
 def _clear(directory: Path, stage: Stage) -> None:
-    """Remove what an interrupted attempt left, except checkpoints that training goes on from."""
-    if stage.trains:
-        return
+    """Remove what an interrupted attempt left, except what training goes on from."""
+    kept = (artifacts.FINGERPRINT, LOG, *(RESUMED if stage.trains else ()))
     for path in directory.iterdir():
-        if path.name not in (artifacts.FINGERPRINT, LOG):
+        if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -188,5 +172,5 @@ def _failure(directory: Path, stage: Stage) -> Iterator[None]:
     except Exception as error:
         _clear(directory, stage)
         if artifacts.disk_full(error):
-            raise UserError(f"no space left on device: {directory} ({stage.name} stopped; finished stages are kept)") from error
+            raise UserError(f"{directory}: no space left on device; what is finished is kept") from error
         raise

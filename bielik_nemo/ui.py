@@ -32,10 +32,10 @@ def show(renderable: Any) -> None:
         Console(file=_terminal).print(renderable)
 
 
-def use_stdout() -> None:
-    """Speak through stdout: a parent process reads it line by line."""
+def speak_to(stream: TextIO) -> None:
+    """Let `say` and what is like it write to a stream instead, such as a pipe that another process reads."""
     global _terminal
-    _terminal = sys.__stdout__
+    _terminal = stream
 
 
 class _Switch:

@@ -1,54 +1,139 @@
-"""One rank of a stage that runs on several processes: `torchrun ... -m bielik_nemo.worker <stage> <config.yaml>`.
+"""Stages on several processes of this machine: `run_ranks` starts them, this module as a script is one of them.
 
-Ranks read the frozen configuration only. Rank 0 leaves the stage's metrics in `result.json`; a rank that fails with
-something the user can mend leaves it in `error.json` for the process that started it.
+Not torchrun: its agent closes the run directory's lock and gives every rank a session of its own, so that the ranks of
+a killed pipeline would go on writing for seconds beside the one that is started again. Here every rank holds the lock
+and the kernel ends it with the process that started it.
+
+Ranks read the frozen configuration only. Their output goes to the stage's log. Through one pipe they send lines for the
+person, and, after a mark, what they measured or what the user can mend: a full disk could not take it in a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
+import traceback
 from pathlib import Path
+from typing import IO, Any
 
 from bielik_nemo import artifacts, errors, ui
 from bielik_nemo import config as configuration
 from bielik_nemo.stages import GRAPH
 
-RESULT = "result.json"
-ERROR = "error.json"
+_MARK = "\x1e"
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, so that a killed pipeline leaves no rank behind."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) -> dict[str, Any]:
+    """Run a stage on `processes` ranks and return what rank 0 measured.
 
+    Args:
+        stage: its name.
+        config: the frozen configuration, in the stage's directory.
+        log: file that takes everything the ranks print.
+        processes: number of ranks.
+        lock: file descriptor of the run directory's lock, which every rank inherits.
 
-def read_error(directory: Path) -> errors.UserError:
-    """The error that a rank left, as the class it was."""
-    found = artifacts.read_json(directory / ERROR)
-    return getattr(errors, found["type"], errors.UserError)(found["message"])
-
-
-def main(stage: str, config_path: str) -> None:
-    """Run one rank of a stage."""
-    die_with_parent()
-    ui.use_stdout()
-    config = configuration.load(config_path)
-    directory = Path(config_path).parent
+    Raises:
+        UserError: the first that a rank reported, or that a rank ended without a word.
+    """
+    source, sink = os.pipe()
+    with open(log, "ab") as output:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "bielik_nemo.worker", stage, str(config), str(os.getpid()), str(sink)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=[lock, sink],
+            )
+            for environment in _environments(processes)
+        ]
+    os.close(sink)
+    found: dict[str, Any] = {}
+    listener = threading.Thread(target=_listen, args=(open(source, encoding="utf-8"), found), daemon=True)
+    listener.start()
     try:
-        with ui.library_output_to(directory / "log.txt"):
-            metrics = GRAPH[stage].run(config, directory.parent)
-    except errors.UserError as error:
-        artifacts.write_json(directory / ERROR, {"type": type(error).__name__, "message": str(error)})
-        # At once: other ranks may wait for this one in a collective, and torchrun ends them when it sees this status.
+        # One rank that fails leaves the others waiting in a collective.
+        while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
+            time.sleep(0.05)
+        failed = [(number, rank.returncode) for number, rank in enumerate(ranks) if rank.returncode]
+    finally:
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.wait()
+        listener.join()
+    if "error" in found:
+        name, message = found["error"]
+        raise getattr(errors, name)(message)
+    if failed:
+        raise errors.UserError(f"{stage}: rank {failed[0][0]} ended with status {failed[0][1]}; see {log}")
+    return found["result"]
+
+
+def _environments(processes: int) -> list[dict[str, str]]:
+    """The environment of each rank: what torchrun would set, so that Lightning asks no other launcher."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    common = threads | os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "bielik-nemo",
+    }  # fmt: skip
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _listen(messages: IO[str], found: dict[str, Any]) -> None:
+    """Pass on what the ranks say, and keep the first report of each kind, until the last rank is gone."""
+    with messages:
+        for line in messages:
+            if line.startswith(_MARK):
+                found.setdefault(*json.loads(line[1:]))
+            else:
+                ui.say(line.rstrip("\n"))
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent `parent` dies, or end it now if that has happened already."""
+    with contextlib.suppress(AttributeError):  # only Linux has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the process that started this rank is gone")
+
+
+def main(stage: str, config_path: str, parent: str, sink: str) -> None:
+    """Run one rank of a stage."""
+    end_with(int(parent))
+    messages = open(int(sink), "w", encoding="utf-8", buffering=1)
+    ui.speak_to(messages)
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        metrics = GRAPH[stage].run(configuration.load(config_path), Path(config_path).parent.parent)
+    except Exception as error:
+        traceback.print_exc()
+        if artifacts.disk_full(error):
+            error = errors.UserError("no space left on device")
+        if isinstance(error, errors.UserError):
+            messages.write(f"{_MARK}{json.dumps(['error', [type(error).__name__, str(error)]])}\n")
+        # At once: other ranks may wait for this one in a collective, and leaving Python might wait for them.
         os._exit(1)
     if ui.main_process():
-        artifacts.write_json(directory / RESULT, metrics)
+        messages.write(f"{_MARK}{json.dumps(['result', metrics])}\n")
 
 
 if __name__ == "__main__":

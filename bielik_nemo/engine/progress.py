@@ -15,6 +15,8 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bielik_nemo.errors import GateError
+
 
 def last_step(path: Path) -> dict[str, Any]:
     """The newest training record of a metrics file; empty where there is none."""
@@ -74,7 +76,7 @@ class TrainingProgress(pl.Callback):
         metrics = trainer.callback_metrics
         loss = float(metrics["reduced_train_loss"])
         if not math.isfinite(loss):
-            raise FloatingPointError(f"step {step}: the loss is {loss}")
+            raise GateError(f"step {step}: the loss is {loss}; the last good checkpoint is kept, lower optim.lr or look at the text")
         now = time.monotonic()
         rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
         self.mark, self.marked = now, step

@@ -14,6 +14,8 @@ in fp32 as a whole: the gradient is written chunk by chunk in the student's dtyp
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
@@ -77,14 +79,14 @@ def forward_kl(
         The sum (the same on every tensor-parallel rank; fp64 for an fp64 student) and `mask.sum()`, both fp32 scalars.
 
     Raises:
-        ValueError: shapes differ, the temperature is not positive, or there are fewer columns than `vocab_size`.
+        ValueError: shapes differ, the temperature is not a positive number, or `vocab_size` is more than the columns.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} must agree")
     if mask.shape != student.shape[:-1]:
         raise ValueError(f"mask is {list(mask.shape)}, logits want {list(student.shape[:-1])}")
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: must be positive")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be positive and finite")
     columns = real_columns(student, vocab_size, tp_group)
     total = _ForwardKL.apply(student, teacher.detach(), mask, temperature, columns, tp_group)
     return total, mask.sum(dtype=torch.float32)

@@ -10,9 +10,9 @@ Nothing here imports torch; matplotlib is loaded only when a plot is drawn.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from bielik_nemo import artifacts
 from bielik_nemo.errors import DataError
 from bielik_nemo.report.numbers import collect
 from bielik_nemo.report.page import page
@@ -30,18 +30,9 @@ def write(run_dir: str | Path) -> Path:
     numbers = collect(run_dir)
     html = page(numbers)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(run_dir / "report.json", text + "\n")
-    _replace(run_dir / "report.html", html)
+    for name, content in (("report.json", text + "\n"), ("report.html", html)):
+        try:
+            artifacts.write_text(run_dir / name, content)
+        except OSError as error:
+            raise DataError(f"{run_dir / name}: cannot be written: {error.strerror}") from None
     return run_dir / "report.html"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write all of the text beside `path`, then move it there: a reader sees the old file or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

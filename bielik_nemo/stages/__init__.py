@@ -29,8 +29,9 @@ class Stage:
         free: settings it also reads.
         needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline.
         outputs: files and directories in the stage's directory that are its result.
+        scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
         layout: tensor and pipeline parallel size it runs under.
-        trains: whether it uses all data-parallel ranks and resumes inside itself.
+        trains: whether it uses all data-parallel ranks and goes on from what is in `RESUMED` when it was interrupted.
         version: raised when its code changes the result for the same settings.
     """
 
@@ -39,6 +40,7 @@ class Stage:
     outputs: tuple[str, ...]
     needs: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     layout: Callable[[Config], Layout] = lambda config: (1, 1)
     trains: bool = False
     version: int = 1
@@ -60,14 +62,19 @@ def _whole(config: Config) -> Layout:
 MODEL_STAGES = ("import_hf", "prune", "distill")
 """Stages that leave a Megatron model in `<stage>/megatron` and its shape in `<stage>/architecture.json`."""
 
+RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
+"""What an interrupted training stage keeps in its directory."""
+
 GRAPH = {
     stage.name: stage
     for stage in (
         Stage(
             "import_hf",
-            keys=("model.source", "model.dtype", "model.shape"),
+            keys=("model.source", "model.dtype"),
             outputs=("megatron", "architecture.json", "tokenizer", "parity.json"),
-            free=("parallel", "export.parity_tokens", "export.parity_tolerance", "run.seed"),
+            scratch=("source",),
+            # The shape only refuses a checkpoint that is not of it.
+            free=("model.shape", "parallel", "export.parity_tokens", "export.parity_tolerance", "run.seed"),
             layout=_whole,
         ),
         Stage(
@@ -114,6 +121,7 @@ GRAPH = {
                 "run.seed",
             ),
             outputs=("megatron", "architecture.json", "metrics.jsonl"),
+            scratch=("checkpoints", "index_cache"),
             free=(
                 "parallel",
                 "cluster",

@@ -43,7 +43,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         summary[name]["tokens"] = count
         if count == 0:
             raise DataError(
-                f"data.held_out_fraction={fraction}: no document falls on the {name} side; give more text or another fraction"
+                f"data.held_out_fraction={fraction}: no document falls on the {name} side; "
+                "give more text or another fraction"
             )
         ui.say(f"  {name}: {summary[name]['documents']:,} documents, {count:,} tokens")
     artifacts.write_json(here / "summary.json", summary)

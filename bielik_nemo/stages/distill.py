@@ -1,7 +1,7 @@
 """Train the pruned model on the source's logits, through NeMo's trainer.
 
 Leaves `megatron/` (the student's final weights), `architecture.json`, `metrics.jsonl`, NeMo's own logs and TensorBoard
-files in `nemo/` and, until it is finished, `checkpoints/`, from which an interrupted run goes on.
+files in `nemo/` and, until the pipeline has recorded it, `checkpoints/`, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
     Its fields can be changed like those of NeMo's own recipes before it is run.
     """
-    here, source = run_dir / "distill", run_dir / "import_hf"
+    here, source, data = run_dir / "distill", run_dir / "import_hf", run_dir / "data"
     expected = artifacts.Manifest.read(run_dir / "score")
     shapes = {
         name: run_.Config(Architecture, **asdict(Architecture.from_json(run_dir / stage / "architecture.json")))
@@ -41,7 +41,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             teacher_checkpoint=str(source / "megatron"),
             gate=run_.Config(
                 TeacherGate,
-                held_out=str(run_dir / "data" / "held_out"),
+                held_out=str(data / "held_out"),
                 seq_length=config.data.seq_length,
                 tokens=config.distill.gate_tokens,
                 batch_size=config.data.micro_batch_size,
@@ -53,7 +53,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             dtype=config.model.dtype,
             seq_length=config.data.seq_length,
         ),
-        data=training.data(config, run_dir / "data" / "train", run_dir / "data" / "held_out", source / "tokenizer", here / "index_cache"),
+        data=training.data(config, data / "train", data / "held_out", source / "tokenizer", here / "index_cache"),
         trainer=training.trainer(config, here / "metrics.jsonl"),
         log=training.logger(config, here),
         resume=training.resume(run_dir / "prune" / "megatron"),
@@ -77,7 +77,6 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
         shutil.copyfile(run_dir / "prune" / "architecture.json", here / "architecture.json")
-        shutil.rmtree(here / "checkpoints", ignore_errors=True)
     record = last_step(here / "metrics.jsonl")
     ui.say(f"  KL {record['loss']:.4f} nats per token after {record['tokens']:,} tokens")
     return {"loss": record["loss"], "tokens": record["tokens"], "tokens_per_second": record["tokens_per_second"]}

@@ -42,9 +42,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         convert.load_hf(megatron, source, architecture)
         model.round_parameters(megatron, config.model.dtype)
         tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed)
-        found = parity.check(
-            megatron, source, architecture, tokens, config.model.dtype, config.export.parity_tolerance
-        )
+        found = parity.check(megatron, source, architecture, tokens, config.model.dtype, config.export.parity_tolerance)
         checkpoint.save(model.cast(megatron, config.model.dtype), here / "megatron")
         if distributed.rank() == 0:
             _copy_tokenizer(source, here / "tokenizer")

@@ -26,7 +26,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     architecture = Architecture.from_json(source / "architecture.json")
     settings = config.prune
     with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
-        megatron = model.build(model.gpt_config(architecture, pp=config.parallel.pp, dtype=config.model.dtype), architecture)
+        gpt = model.gpt_config(architecture, pp=config.parallel.pp, dtype=config.model.dtype)
+        megatron = model.build(gpt, architecture)
         checkpoint.load(megatron, source / "megatron")
         held_out = datasets.blocks(data / "held_out", config.data.seq_length, config.distill.gate_tokens)
         batch = config.evaluate.batch_size

@@ -11,55 +11,37 @@ other biases, RoPE scaling other than llama3) is refused when a configuration is
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo import artifacts
+from bielik_nemo import artifacts, hf_config
 from bielik_nemo.errors import CheckpointError, ConfigError
 
-# Our field -> (key of a Hugging Face config.json, field of NeMo's GPTConfig; None: it has none).
-_NAMES = {
-    "num_layers": ("num_hidden_layers", "num_layers"),
-    "hidden_size": ("hidden_size", "hidden_size"),
-    "ffn_hidden_size": ("intermediate_size", "ffn_hidden_size"),
-    "num_attention_heads": ("num_attention_heads", "num_attention_heads"),
-    "num_query_groups": ("num_key_value_heads", "num_query_groups"),
-    "head_dim": ("head_dim", "kv_channels"),
-    "vocab_size": ("vocab_size", None),
-    "max_position_embeddings": ("max_position_embeddings", None),
-    "tie_embeddings": ("tie_word_embeddings", "share_embeddings_and_output_weights"),
-    "rotary_base": ("rope_theta", "rotary_base"),
-    "norm_epsilon": ("rms_norm_eps", "layernorm_epsilon"),
-    "model_type": ("model_type", None),
+_COUNTS = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
+# Our field -> field of NeMo's GPTConfig; its vocabulary is padded and it knows no context or family.
+_GPT_NAMES = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_query_groups",
+    "head_dim": "kv_channels",
+    "tie_embeddings": "share_embeddings_and_output_weights",
+    "rotary_base": "rotary_base",
+    "norm_epsilon": "layernorm_epsilon",
+    "qkv_bias": "add_qkv_bias",
 }
-_COUNTS = list(_NAMES)[:8]
-_GPT_NAMES = {name: key for name, (_, key) in _NAMES.items() if key} | {"qkv_bias": "add_qkv_bias"}
 # llama3 RoPE scaling: Hugging Face's key -> field of NeMo's Llama31Config.
 _LLAMA3 = {
     "factor": "scale_factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
     "original_max_position_embeddings": "old_context_len",
-}
-_HF_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-# What transformers assumes for a key that config.json leaves out, for all families and for each.
-_HF_COMMON = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
-_HF_DEFAULTS = {
-    "llama": {},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"num_key_value_heads": 32},
-}
-# Keys that may say this or nothing. Llama's attention_bias would also put one on the output projection.
-_HF_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "quantization_config": None,
 }
 _GPT_FIXED = {
     "normalization": "RMSNorm",
@@ -101,7 +83,7 @@ class Architecture:
         checks = [(name, _is_count(getattr(self, name)), "a positive integer") for name in _COUNTS]
         if all(good for _, good, _ in checks):
             heads, family, window = self.num_attention_heads, self.model_type, self.sliding_window
-            biased, families = family == "qwen2", list(_HF_CLASSES)
+            biased, families = family == "qwen2", list(hf_config.CLASSES)
             windowed = window is None or (_is_count(window) and family == "mistral")
             scaled = self.rope_scaling is None or _is_llama3(self.rope_scaling)
             checks += [
@@ -118,7 +100,7 @@ class Architecture:
         problems = []
         for name, good, allowed in checks:
             if not good:
-                key = _NAMES.get(name, (name,))[0]
+                key = hf_config.NAMES.get(name, name)
                 label = name if key == name else f"{name} ({key} in config.json)"
                 problems.append(f"{label}: found {getattr(self, name)!r}, allowed: {allowed}")
         if problems:
@@ -203,54 +185,15 @@ class Architecture:
 
         A key left out means what transformers assumes for it. Raises CheckpointError naming file and keys.
         """
-        if isinstance(source, str | Path):
-            where = Path(source) / "config.json"
-            config = _read_json(where)
-        else:
-            where = "Hugging Face config"
-            config = source.to_dict() if hasattr(source, "to_dict") else source
-        family = config.get("model_type")
-        if family not in list(_HF_CLASSES):
-            raise CheckpointError(f"{where}: model_type: found {family!r}, allowed: {', '.join(_HF_CLASSES)}")
-        rope, problems = _read_rope(config)
-        config = {**_HF_COMMON, **_HF_DEFAULTS[family], **config}
-        for key, allowed in {**_HF_FIXED, "architectures": [_HF_CLASSES[family]]}.items():
-            if config.get(key) not in (None, allowed):
-                problems.append(f"{key}: found {config[key]!r}, allowed: {allowed!r}")
-        if problems:
-            raise CheckpointError(f"{where}: " + "; ".join(problems))
-        values = {name: config.get(key) for name, (key, _) in _NAMES.items()} | rope
-        heads, hidden_size = values["num_attention_heads"], values["hidden_size"]
-        if values["num_query_groups"] is None:
-            values["num_query_groups"] = heads
-        if values["head_dim"] is None and _is_count(heads) and _is_count(hidden_size):
-            values["head_dim"] = hidden_size // heads
-        window = config.get("sliding_window") if family == "mistral" else None
+        where, values = hf_config.read(source)
         try:
-            return cls(**values, qkv_bias=family == "qwen2", sliding_window=window)
+            return cls(**values)
         except ConfigError as error:
             raise CheckpointError(f"{where}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json as a dict; RoPE in both spellings, so that transformers 4 and 5 read the same model.
-
-        Token ids and dtype are for the writer of the checkpoint. transformers 5 refuses a `llama` whose
-        hidden_size is not a multiple of num_attention_heads, whatever its head_dim; 4 has no such rule.
-        """
-        scaling = self.rope_scaling or {}
-        own = {
-            "llama": {"attention_bias": False, "mlp_bias": False},
-            "mistral": {"sliding_window": self.sliding_window},
-            "qwen2": {"use_sliding_window": False},
-        }
-        return {
-            "architectures": [_HF_CLASSES[self.model_type]],
-            **{key: getattr(self, name) for name, (key, _) in _NAMES.items()},
-            "hidden_act": "silu",
-            "rope_scaling": dict(scaling) or None,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rotary_base, **scaling},
-            **own[self.model_type],
-        }
+        """A config.json as a dict, without token ids and dtype, which are for the writer of the checkpoint."""
+        return hf_config.write(vars(self))
 
     def gpt_config_kwargs(self, seq_length: int | None = None, tp: int = 1) -> dict[str, Any]:
         """Arguments of NeMo's `GPTConfig` (or `Llama31Config`, with rope_scaling) but `activation_func=silu`.
@@ -308,7 +251,7 @@ class Architecture:
     def from_json(cls, path: str | Path) -> Architecture:
         """Read what `to_json` wrote; CheckpointError names the file and what is wrong with it."""
         try:
-            return cls(**_read_json(Path(path)))
+            return cls(**hf_config.read_json(Path(path)))
         except (TypeError, ConfigError) as error:  # TypeError: a field is missing, or is none of ours
             raise CheckpointError(f"{path}: {error}") from None
 
@@ -330,42 +273,3 @@ def _is_llama3(scaling: Any) -> bool:
     )
 
 
-def _read_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields rotary_base and rope_scaling of a Hugging Face config, and what is wrong with it.
-
-    transformers 4 reads `rope_theta` and `rope_scaling`, 5 reads `rope_parameters`. Where both stand they
-    must agree, or the two would load different models.
-    """
-    top_level = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}
-    rope: dict[str, Any] = {}
-    problems = []
-    for table in (top_level, config.get("rope_scaling"), config.get("rope_parameters")):
-        if not isinstance(table or {}, Mapping):
-            problems.append(f"rope_scaling or rope_parameters: found {table!r}, allowed: a table")
-            continue
-        for key, value in (table or {}).items():
-            key = "rope_type" if key == "type" else key
-            if value is not None and rope.setdefault(key, value) != value:
-                problems.append(f"{key}: found {rope[key]!r} and {value!r}, allowed: one value everywhere")
-    kind = rope.setdefault("rope_type", "default")
-    strange = rope.keys() - {"rope_theta", "rope_type", "partial_rotary_factor", *_LLAMA3}
-    if kind not in ("default", "llama3"):
-        problems.append(f"rope_type: found {kind!r}, allowed: 'default', 'llama3'")
-    elif strange:  # such as one table per kind of layer
-        problems.append(f"rope_parameters: found {', '.join(sorted(strange))}, allowed: {', '.join(_LLAMA3)}")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"partial_rotary_factor: found {rope['partial_rotary_factor']!r}, allowed: 1.0")
-    scaling = {key: rope.get(key) for key in ("rope_type", *_LLAMA3)} if kind == "llama3" else None
-    return {"rotary_base": rope.get("rope_theta", 10000.0), "rope_scaling": scaling}, problems
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # neither UTF-8 nor JSON
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: found {type(value).__name__}, allowed: a JSON object")
-    return value

@@ -16,17 +16,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
 _SIZES |= {"num_key_value_heads": 2, "vocab_size": 263, "max_position_embeddings": 256, "initializer_range": 0.15}
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# Kind -> (family, configuration). Vocabularies: 263 is prime, 256 needs no padding, 1000 needs some.
+# Kind -> (family, configuration). Vocabularies: 263 is prime, 256 and 512 need no padding, 1000 needs some.
 KINDS = {
     "llama": ("llama", {"head_dim": 32, "tie_word_embeddings": False, "rope_theta": 1e5}),
     "llama_student": ("llama", {"head_dim": 32, "num_hidden_layers": 2, "intermediate_size": 64, "rope_theta": 1e5}),
-    "tied": ("llama", {"tie_word_embeddings": True, "vocab_size": 256, "rope_theta": 1e6}),
-    "tied_student": ("llama", {"tie_word_embeddings": True, "vocab_size": 256, "num_hidden_layers": 2}),
+    "tied": ("llama", {"tie_word_embeddings": True, "vocab_size": 512, "rope_theta": 1e6}),
+    "tied_student": ("llama", {"tie_word_embeddings": True, "vocab_size": 512, "num_hidden_layers": 2}),
     "mistral": ("mistral", {"head_dim": 24, "vocab_size": 1000, "sliding_window": None, "rope_theta": 1e6}),
     "window": ("mistral", {"sliding_window": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "llama3_rope": ("llama", {"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 64}}),
-    "sharded": ("llama", {}),
+    "sharded": ("llama", {"vocab_size": 256}),
     "bf16": ("llama", {}),
 }
 

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bielik_nemo.architecture import _HF_COMMON, _HF_DEFAULTS, Architecture
+from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import CheckpointError, ConfigError
+from bielik_nemo.hf_config import _HF_COMMON, _HF_DEFAULTS
 
 TEACHER = Architecture(
     50, 4096, 14336, 32, 8, 128, 32128, False, rotary_base=1e6, max_position_embeddings=32768

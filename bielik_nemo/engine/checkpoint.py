@@ -11,10 +11,12 @@ another. Two adaptations of megatron-core 0.15.3:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +44,20 @@ class _DataOnly(pickle.Unpickler):
         raise CheckpointError(f"names {found}, which is not part of torch's checkpoint format")
 
 
-def use_in_process_results_queue() -> None:
-    """Let synchronous saves report through a plain queue instead of a spawned manager process."""
+@contextlib.contextmanager
+def in_process_results_queue() -> Iterator[None]:
+    """Let the synchronous saves of the block report through a plain queue instead of a spawned manager process.
+
+    Asynchronous saves run in another process and need Megatron's own queue, so it is put back.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()
+    before = filesystem_async._results_queue
+    filesystem_async._results_queue = queue.Queue()
+    try:
+        yield
+    finally:
+        filesystem_async._results_queue = before
 
 
 def check(directory: Path) -> None:
@@ -71,8 +81,6 @@ def check(directory: Path) -> None:
 
 def _io():
     from nemo.lightning.io.pl import MegatronCheckpointIO
-
-    use_in_process_results_queue()
     return MegatronCheckpointIO(save_ckpt_format="torch_dist", async_save=False)
 
 
@@ -82,7 +90,8 @@ def save(model: GPTModel, directory: Path) -> None:
     if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier()
-    _io().save_checkpoint({"state_dict": model.sharded_state_dict(prefix="module.")}, partial)
+    with in_process_results_queue():
+        _io().save_checkpoint({"state_dict": model.sharded_state_dict(prefix="module.")}, partial)
     distributed.barrier()
     if distributed.rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)

@@ -7,6 +7,7 @@ streams between stages; Model Optimizer captures both logits. Replaced here is o
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,5 +184,7 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
     Returns:
         This rank's student without wrappers; its sharded state dict leaves the teacher out.
     """
-    llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
+    synchronous = not trainer.strategy.async_save
+    with checkpoint.in_process_results_queue() if synchronous else contextlib.nullcontext():
+        llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
     return model.core_module

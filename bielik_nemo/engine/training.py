@@ -6,6 +6,7 @@ Every function returns a `run.Config`, whose fields can be changed like those of
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ cpu.enable()
 
 import nemo_run as run  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from megatron.core.datasets.gpt_dataset import GPTDataset  # noqa: E402
 from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
@@ -24,6 +26,19 @@ from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # 
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
+
+
+class TextDataset(GPTDataset):
+    """Megatron's samples of whole documents, in which no token is padding.
+
+    Megatron takes the tokenizer's pad token for padding wherever it stands: out of the loss, and read as token 0. Many
+    tokenizers pad with their end-of-text token, which ends every document here; samples are never short (megatron-core
+    0.15.3).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._pad_token_id = -1
 
 
 def trainer(config: Config, metrics: Path) -> run.Config[nl.Trainer]:
@@ -109,6 +124,7 @@ def data(config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Pa
         split=None,
         index_mapping_dir=str(cache),
         output_log=False,
+        dataset_cls=TextDataset,
     )
 
 

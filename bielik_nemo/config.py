@@ -83,7 +83,6 @@ class Distill:
 
     temperature: float = 1.0  # best of 0.1, 0.5, 1, 3 in arXiv 2407.14679 A.5; the Bielik report gives no value
     gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
-    gate_tokens: int = 8192  # held-out tokens that the gate measures
     gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
 
 
@@ -101,6 +100,7 @@ class Data:
 
     sources: list[TextSource] = field(default_factory=list)
     held_out_fraction: float = 0.05  # of documents, by content hash: a document is never on both sides
+    held_out_tokens: int = 65536  # the same ones measure source, teacher, pruned and distilled model, everywhere
     seq_length: int = 4096
     global_batch_size: int = 768
     micro_batch_size: int = 1
@@ -135,7 +135,6 @@ class Trainer:
     precision: str = "32"  # 32, bf16-mixed
     log_every: int = 10
     validate_every: int = 100
-    validate_batches: int = 8
     checkpoint_every: int = 100
 
 
@@ -163,7 +162,6 @@ class Export:
 class Evaluate:
     """What is measured on source, pruned and distilled model."""
 
-    held_out_tokens: int = 16384
     batch_size: int = 4
     prompts: list[str] = field(default_factory=list)
     sample_tokens: int = 32

@@ -74,28 +74,34 @@ def library_output_to(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(text: str, total: int, unit: str = "batches") -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, a line every ten seconds elsewhere; yields the function that advances it by one."""
+def progress(text: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, a line every ten seconds elsewhere, both with the time left.
+
+    Yields `advance(info="")`, which counts one more of `total` and shows `info` beside it.
+    """
     if not main_process():
-        yield lambda: None
+        yield lambda info="": None
         return
     if _terminal.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        with Progress(*columns, console=Console(file=_terminal), transient=True) as bar:
-            task = bar.add_task(text, total=total)
-            yield lambda: bar.advance(task)
+        console = Console(file=_terminal)
+        with Progress(*columns, TextColumn("{task.fields[info]}"), console=console, transient=True) as bar:
+            task = bar.add_task(text, total=total, completed=done, info="")
+            yield lambda info="": bar.update(task, advance=1, info=info)
         return
-    done = 0
-    last = time.monotonic()
+    first, start = done, time.monotonic()
+    last = start
 
-    def advance() -> None:
+    def advance(info: str = "") -> None:
         nonlocal done, last
         done += 1
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            say(f"  {text}: {done}/{total} {unit}")
+        now = time.monotonic()
+        if now - last > 10:
+            last = now
+            left = (now - start) / (done - first) * (total - done)
+            say(f"  {text}: {done}/{total}  {left:.0f} s left  {info}".rstrip())
 
     yield advance

@@ -6,12 +6,14 @@ another. Two adaptations of megatron-core 0.15.3:
 - A synchronous save starts a `multiprocessing` manager with spawn, which imports the main script again (about 10 s).
   A queue of this process serves a synchronous save just as well.
 - `.metadata` is a pickle, and pickles can run code. Before a directory is loaded, its metadata is read by an unpickler
-  that knows only the data classes of torch's own format.
+  that knows only the data classes of torch's own format. Objects beside the tensors are pickles too, which torch's
+  planner reads in full: `torch.load` is told to read weights only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import pickle
 import queue
@@ -28,20 +30,42 @@ from bielik_nemo.errors import CheckpointError
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
-_DATA_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.", "collections", "pathlib")
-_DATA_NAMES = {"torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.getattr", "builtins.set"}
+_DATA_MODULES = {
+    "torch.distributed.checkpoint.filesystem",
+    "torch.distributed.checkpoint.metadata",
+    "torch.distributed.checkpoint.planner",
+    "megatron.core.dist_checkpointing.strategies.torch",
+}
+_DATA_NAMES = {
+    "torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.set", "collections.OrderedDict",
+    "pathlib.PosixPath",
+}
+
+
+def _enum_member(kind: type, name: str) -> enum.Enum:
+    """What some Python versions pickle an enumeration's member as `getattr` for; getattr itself would reach any code."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise CheckpointError(f"takes {name!r} of {kind!r}, which is not an enumeration")
+    return kind[name]
 
 
 class _DataOnly(pickle.Unpickler):
-    """An unpickler for checkpoint metadata that refuses every other name."""
+    """An unpickler for checkpoint metadata that refuses every other name.
+
+    Of the modules only the classes they define themselves: a dotted name would reach what they import.
+    """
 
     def find_class(self, module: str, name: str):
-        found = f"{module}.{name}"
-        if module.startswith(_DATA_MODULES) or found in _DATA_NAMES:
-            return super().find_class(module, name)
+        full = f"{module}.{name}"
+        if full == "builtins.getattr":
+            return _enum_member
+        if "." not in name and (full in _DATA_NAMES or module in _DATA_MODULES):
+            found = super().find_class(module, name)
+            if full in _DATA_NAMES or (isinstance(found, type) and found.__module__ == module):
+                return found
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise CheckpointError(f"names {found}, which is not part of torch's checkpoint format")
+        raise CheckpointError(f"names {full}, which is not part of torch's checkpoint format")
 
 
 @contextlib.contextmanager
@@ -58,6 +82,18 @@ def in_process_results_queue() -> Iterator[None]:
         yield
     finally:
         filesystem_async._results_queue = before
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Have every `torch.load` of the block refuse pickles that name code, whatever its caller asked for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def check(directory: Path) -> None:
@@ -107,7 +143,9 @@ def load(model: GPTModel, directory: Path) -> None:
     """
     check(directory)
     try:
-        state = _io().load_checkpoint(directory, {"state_dict": model.sharded_state_dict(prefix="module.")}, strict=True)
+        with _weights_only():
+            wanted = {"state_dict": model.sharded_state_dict(prefix="module.")}
+            state = _io().load_checkpoint(directory, wanted, strict=True)
     except Exception as error:
         raise CheckpointError(f"{directory}: cannot be loaded into this model: {error}") from error
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bielik_nemo.engine import cpu
+from bielik_nemo.engine import cpu, forward
 from bielik_nemo.errors import DataError
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out tokens on which every model of a run is measured: the same ones, in the same order, each time."""
+
+    prefix: str  # of the dataset, without suffix
+    seq_length: int
+    tokens: int
+    batch_size: int
+
+    def loss(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> float:
+        """Mean cross-entropy of a model in nats per token; the same on every rank."""
+        return forward.held_out_loss(model, self.blocks(), self.batch_size, on_batch)
+
+    def blocks(self) -> Tensor:
+        """Token ids `[n, seq_length + 1]`."""
+        return blocks(Path(self.prefix), self.seq_length, self.tokens)
+
+    def batches(self) -> int:
+        """Number of forward passes that `loss` takes, when the dataset is large enough."""
+        return -(-max(self.tokens // self.seq_length, 1) // self.batch_size)
 
 
 def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:

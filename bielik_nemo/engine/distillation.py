@@ -22,7 +22,7 @@ from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.engine import checkpoint, datasets, forward
+from bielik_nemo.engine import checkpoint, datasets
 from bielik_nemo.engine import model as models
 from bielik_nemo.errors import GateError
 from bielik_nemo.losses import forward_kl
@@ -72,10 +72,7 @@ class TeacherGate:
     A teacher whose weights were lost, cut or permuted on the way still trains a student, silently, into nonsense.
     """
 
-    held_out: str  # prefix of the held-out dataset
-    seq_length: int
-    tokens: int
-    batch_size: int
+    held_out: datasets.HeldOut
     max_loss: float  # nats per token
     expected_loss: float | None  # what the source model measured on the same text; None: not known
     tolerance: float  # relative, against expected_loss
@@ -86,8 +83,7 @@ class TeacherGate:
         Raises:
             GateError: the loss is not finite, above `max_loss`, or not the source model's.
         """
-        blocks = datasets.blocks(Path(self.held_out), self.seq_length, self.tokens)
-        loss = forward.held_out_loss(teacher, blocks, self.batch_size)
+        loss = self.held_out.loss(teacher)
         if not loss <= self.max_loss:
             raise GateError(
                 f"teacher: held-out loss {loss:.3f} nats per token at step 0, allowed are at most "

@@ -1,10 +1,12 @@
-"""What is seen of a training run: `metrics.jsonl` and a progress bar, written by rank 0 without any communication.
+"""What is seen of a training run: `metrics.jsonl`, a progress bar, and the student's loss on the held-out tokens.
 
-NeMo's own progress printer calls collectives on rank 0 only and so hangs gloo groups (nemo 2.7.3).
+Only the held-out loss communicates, on every rank alike. NeMo's own progress printer calls collectives on rank 0 only
+and so hangs gloo groups (nemo 2.7.3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -12,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bielik_nemo import ui
+from bielik_nemo.engine.datasets import HeldOut
 from bielik_nemo.errors import GateError
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a metrics file; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def last_step(path: Path) -> dict[str, Any]:
     """The newest training record of a metrics file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return next((r for r in reversed(records) if "loss" in r), {})
+    return next((record for record in reversed(read(path)) if "loss" in record), {})
 
 
 class TrainingProgress(pl.Callback):
@@ -32,82 +38,74 @@ class TrainingProgress(pl.Callback):
     Args:
         path: of `metrics.jsonl`; a resumed run appends, after dropping what it will do again.
         tokens_per_step: global batch size times sequence length.
-        log_every: steps between two records.
+        log_every: steps between two training records.
+        validate_every: steps between two measurements on held-out tokens; also before the first and after the last.
+        held_out: those tokens.
     """
 
-    def __init__(self, path: str, tokens_per_step: int, log_every: int):
+    def __init__(self, path: str, tokens_per_step: int, log_every: int, validate_every: int, held_out: HeldOut):
         self.path = Path(path)
         self.tokens_per_step = tokens_per_step
-        self.log_every = log_every
-        self.seconds_before = 0.0
+        self.log_every, self.validate_every = log_every, validate_every
+        self.held_out = held_out
+        self.open = contextlib.ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open the bar; on resume keep the records of finished steps only."""
-        self.start = self.mark = time.monotonic()
-        self.first = self.marked = trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        kept = []
-        if self.path.is_file():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [r for r in map(json.loads, lines) if r["step"] <= trainer.global_step]
-        if trainer.global_step == 0:
-            kept = []
-        self.seconds_before = max((r["seconds"] for r in kept), default=0.0)
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}")]
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("distill", total=trainer.max_steps, completed=trainer.global_step, info="")
-        self.bar.start()
-
-    def _record(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-    def _seconds(self) -> float:
-        return round(self.seconds_before + time.monotonic() - self.start, 2)
+        """Open the bar; on resume keep the records of finished steps only. Measure a student that is not trained yet."""
+        step = trainer.global_step
+        kept = [record for record in read(self.path) if 0 < step >= record["step"]]
+        self.start = time.monotonic() - max((record["seconds"] for record in kept), default=0.0)
+        self.mark, self.marked = time.monotonic(), step
+        if trainer.is_global_zero:
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self.advance = self.open.enter_context(ui.progress("distilling", trainer.max_steps, step))
+        if step == 0:
+            self._validate(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        """Record one step in `log_every`, and the last."""
-        step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.log_every and step != trainer.max_steps):
-            return
-        metrics = trainer.callback_metrics
-        loss = float(metrics["reduced_train_loss"])
-        if not math.isfinite(loss):
-            raise GateError(f"step {step}: the loss is {loss}; the last good checkpoint is kept, lower optim.lr or look at the text")
-        now = time.monotonic()
-        rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
-        self.mark, self.marked = now, step
-        record = {
-            "step": step,
-            "loss": loss,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": float(metrics.get("grad_norm", math.nan)),
-            "tokens": step * self.tokens_per_step,
-            "tokens_per_second": round(rate, 1),
-            "seconds": self._seconds(),
-        }
-        self._record(record)
-        info = f"KL {loss:.3f}  {rate:.0f} tokens/s"
-        self.bar.update(self.task, completed=step, info=info)
-        if not self.bar.console.is_terminal:
-            print(f"  step {step:>6}/{trainer.max_steps}  KL {loss:.4f}  {rate:.0f} tokens/s", flush=True)
+        """Record one step in `log_every` and the last; measure one in `validate_every` and the last.
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Record the student's held-out cross-entropy."""
-        if trainer.is_global_zero and not trainer.sanity_checking and "val_loss" in trainer.callback_metrics:
-            loss = float(trainer.callback_metrics["val_loss"])
-            step = trainer.global_step
+        Raises:
+            GateError: the loss is not finite.
+        """
+        step, last = trainer.global_step, trainer.global_step == trainer.max_steps
+        loss = float(trainer.callback_metrics["reduced_train_loss"])
+        # Only the first and the last pipeline stage know the loss; one of them is enough to stop all.
+        if not math.isfinite(loss):
+            raise GateError(f"distill: the loss is {loss} at step {step}; lower optim.lr, or look at the text")
+        if step % self.log_every == 0 or last:
+            now = time.monotonic()
+            rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
+            self.mark, self.marked = now, step
             self._record(
-                {"step": step, "held_out_loss": loss, "tokens": step * self.tokens_per_step, "seconds": self._seconds()}
+                trainer,
+                loss=loss,
+                lr=trainer.optimizers[0].param_groups[0]["lr"],
+                grad_norm=float(trainer.callback_metrics.get("grad_norm", math.nan)),
+                tokens_per_second=round(rate, 1),
             )
-            # Validation is not training: leave it out of the rate.
-            self.mark, self.marked = time.monotonic(), step
+            self.info = f"KL {loss:.3f}  {rate:.0f} tokens/s"
+        self.advance(getattr(self, "info", ""))
+        if step % self.validate_every == 0 or last:
+            self._validate(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Close the bar."""
-        if trainer.is_global_zero:
-            self.bar.stop()
+        self.open.close()
 
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self.open.close()
+
+    def _validate(self, trainer: pl.Trainer, module: Any) -> None:
+        self._record(trainer, held_out_loss=self.held_out.loss(module.core_module))
+        self.mark, self.marked = time.monotonic(), trainer.global_step  # not training: left out of the rate
+
+    def _record(self, trainer: pl.Trainer, **values: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        seconds = round(time.monotonic() - self.start, 2)
+        record = {"step": step, **values, "tokens": step * self.tokens_per_step, "seconds": seconds}
+        with open(self.path, "a") as stream:
+            stream.write(json.dumps(record) + "\n")

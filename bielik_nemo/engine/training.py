@@ -25,6 +25,7 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
+from bielik_nemo.engine.datasets import HeldOut  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
 
 
@@ -41,8 +42,19 @@ class TextDataset(GPTDataset):
         self._pad_token_id = -1
 
 
-def trainer(config: Config, metrics: Path) -> run.Config[nl.Trainer]:
-    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any."""
+def held_out(config: Config, prefix: Path) -> run.Config[HeldOut]:
+    """The held-out tokens of this configuration."""
+    return run.Config(
+        HeldOut,
+        prefix=str(prefix),
+        seq_length=config.data.seq_length,
+        tokens=config.data.held_out_tokens,
+        batch_size=config.data.micro_batch_size,
+    )
+
+
+def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> run.Config[nl.Trainer]:
+    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; a callback measures and reports."""
     cuda = torch.cuda.is_available()
     precision = config.trainer.precision
     strategy = run.Config(
@@ -64,8 +76,8 @@ def trainer(config: Config, metrics: Path) -> run.Config[nl.Trainer]:
         strategy=strategy,
         plugins=run.Config(nl.MegatronMixedPrecision, precision=precision),
         max_steps=config.trainer.max_steps,
-        val_check_interval=config.trainer.validate_every,
-        limit_val_batches=config.trainer.validate_batches,
+        # NeMo would validate on tokens drawn at random; TrainingProgress measures the run's own held-out tokens.
+        limit_val_batches=0,
         limit_test_batches=0,
         num_sanity_val_steps=0,
         log_every_n_steps=config.trainer.log_every,
@@ -78,6 +90,8 @@ def trainer(config: Config, metrics: Path) -> run.Config[nl.Trainer]:
                 path=str(metrics),
                 tokens_per_step=config.data.global_batch_size * config.data.seq_length,
                 log_every=config.trainer.log_every,
+                validate_every=config.trainer.validate_every,
+                held_out=validation,
             )
         ],
     )

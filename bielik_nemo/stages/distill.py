@@ -33,6 +33,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         name: run_.Config(Architecture, **asdict(Architecture.from_json(run_dir / stage / "architecture.json")))
         for name, stage in (("student", "prune"), ("teacher", "import_hf"))
     }
+    held_out = training.held_out(config, data / "held_out")
     return run_.Partial(
         train,
         model=run_.Config(
@@ -41,10 +42,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             teacher_checkpoint=str(source / "megatron"),
             gate=run_.Config(
                 TeacherGate,
-                held_out=str(data / "held_out"),
-                seq_length=config.data.seq_length,
-                tokens=config.distill.gate_tokens,
-                batch_size=config.data.micro_batch_size,
+                held_out=held_out,
                 max_loss=config.distill.gate_max_loss,
                 expected_loss=expected.metrics["source_loss"] if expected else None,
                 tolerance=config.distill.gate_tolerance,
@@ -54,7 +52,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             seq_length=config.data.seq_length,
         ),
         data=training.data(config, data / "train", data / "held_out", source / "tokenizer", here / "index_cache"),
-        trainer=training.trainer(config, here / "metrics.jsonl"),
+        trainer=training.trainer(config, here / "metrics.jsonl", held_out),
         log=training.logger(config, here),
         resume=training.resume(run_dir / "prune" / "megatron"),
         optim=training.optimizer(config),

@@ -22,7 +22,7 @@ MODELS = {"source": "import_hf", "pruned": "prune", "distilled": "distill"}
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Measure all three models."""
     settings = config.evaluate
-    blocks = datasets.blocks(run_dir / "data" / "held_out", config.data.seq_length, settings.held_out_tokens)
+    blocks = datasets.blocks(run_dir / "data" / "held_out", config.data.seq_length, config.data.held_out_tokens)
     losses: dict[str, float] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in settings.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):

@@ -29,7 +29,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         gpt = model.gpt_config(architecture, pp=config.parallel.pp, dtype=config.model.dtype)
         megatron = model.build(gpt, architecture)
         checkpoint.load(megatron, source / "megatron")
-        held_out = datasets.blocks(data / "held_out", config.data.seq_length, config.distill.gate_tokens)
+        held_out = datasets.blocks(data / "held_out", config.data.seq_length, config.data.held_out_tokens)
         batch = config.evaluate.batch_size
         with ui.progress("held-out loss of the source", -(-len(held_out) // batch)) as advance:
             loss = forward.held_out_loss(megatron, held_out, batch, advance)

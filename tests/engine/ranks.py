@@ -1,10 +1,10 @@
-"""Everything that is compared between layouts, done under one of them; torchrun starts it, the tests read what it leaves.
+"""Everything that is compared between layouts, done by one process (rank) of them; the tests read what it leaves.
 
-    ranks.py INPUTS OUT TP PP PART...
+    ranks.py INPUTS OUT LAYOUT:PART,PART... LAYOUT:PART...
 
-INPUTS holds the Hugging Face checkpoints, datasets and tokenizer of `conftest.inputs`. Every case leaves its result in
-OUT/results.json as soon as it is there, and its files under OUT. Cases that start from Megatron checkpoints take those of
-INPUTS/megatron, which the part `convert` writes where there are none yet: all layouts start from the same.
+INPUTS holds the Hugging Face checkpoints, datasets and tokenizer of `conftest.inputs`; a LAYOUT is a key of `LAYOUTS`. Every
+case leaves its result in OUT/LAYOUT/results.json as soon as it is there, and its files beside it. All layouts start from
+the Megatron checkpoints of `single`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+LAYOUTS = {"single": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}  # tensor and pipeline parallel size
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
 PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "ffn": {"ffn_hidden_size": 48},
@@ -24,15 +25,19 @@ PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "layers": {"num_layers": 2},
     "all": {"ffn_hidden_size": 56, "hidden_size": 40, "num_attention_heads": 2, "num_layers": 2},
 }
+PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
+NEW_TOKENS = 40
 
 
 class Layout:
     """One layout, its inputs and its results."""
 
-    def __init__(self, inputs: Path, out: Path, tp: int, pp: int):
-        self.inputs, self.out, self.tp, self.pp = inputs, out, tp, pp
+    def __init__(self, inputs: Path, out: Path, name: str):
+        self.inputs, self.root, self.name = inputs, out, name
+        self.out = out / name
+        self.tp, self.pp = LAYOUTS[name]
         self.results: dict = {}
-        out.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
 
     def record(self, case: str, value: object) -> None:
         from bielik_nemo.engine import distributed
@@ -46,16 +51,19 @@ class Layout:
 
         return Architecture.from_hf(self.inputs / kind)
 
-    def model(self, a, checkpoint_directory: Path | None = None):
+    def megatron(self, kind: str) -> Path:
+        return self.root / "single" / "megatron" / kind
+
+    def model(self, a, directory: Path | None = None):
         from bielik_nemo.engine import checkpoint, model
 
         built = model.build(model.gpt_config(a, tp=self.tp, pp=self.pp, seq_length=128), a)
-        if checkpoint_directory is not None:
-            checkpoint.load(built, checkpoint_directory)
+        if directory is not None:
+            checkpoint.load(built, directory)
         return built
 
     def convert(self) -> None:
-        """Per kind: Hugging Face -> this layout, parity, a Megatron checkpoint; another layout's checkpoint -> Hugging Face."""
+        """Of every kind: from Hugging Face with parity, a Megatron checkpoint, its export."""
         from bielik_nemo.engine import checkpoint, convert, distributed, model, parity
 
         for directory in sorted(p.parent for p in self.inputs.glob("*/config.json")):
@@ -67,16 +75,26 @@ class Layout:
                 model.round_parameters(megatron, dtype)
                 tokens = parity.probe_tokens(a.vocab_size, 256, seed=0)
                 found = parity.check(megatron, directory, a, tokens, dtype, tolerance=1e-4)
-                own, shared = self.out / "megatron" / kind, self.inputs / "megatron" / kind
-                checkpoint.save(model.cast(megatron, dtype), own)
-                if not shared.is_dir():
-                    checkpoint.save(megatron, shared)
-                for origin in (own, shared):
-                    again = self.model(a, origin)
-                    target = self.out / f"hf_{origin.parent.parent.name}" / kind
-                    shard = 1e-4 if kind in ("sharded", "tied") else 1.0
-                    convert.save_hf(again, target, a, directory, max_shard_gib=shard, dtype=dtype)
+                checkpoint.save(model.cast(megatron, dtype), self.out / "megatron" / kind)
+                again = self.model(a, self.out / "megatron" / kind)
+                shard = 1e-4 if kind in ("sharded", "tied") else 1.0
+                convert.save_hf(again, self.out / "hf" / kind, a, directory, max_shard_gib=shard, dtype=dtype)
             self.record(f"parity {kind}", found["max_abs_logit_diff"])
+
+    def reshard(self) -> None:
+        """Of every Megatron checkpoint of another layout: the tensors that differ from the Hugging Face checkpoint's."""
+        from bielik_nemo.engine import convert, distributed
+
+        for directory in sorted(self.root.glob("*/megatron/*/weights/.metadata")):
+            kind, origin = directory.parts[-3], directory.parts[-5]
+            a = self.architecture(kind)
+            reader = convert.SafetensorsReader(self.inputs / kind)
+            with distributed.model_parallel(self.tp, self.pp):
+                tensors = dict(convert.gathered_hf_tensors(self.model(a, directory.parents[1]), a))
+                if distributed.rank() == 0:
+                    whole = {name: reader.read(name, 0, 0, t.shape[0]).float() for name, t in tensors.items()}
+                    differing = [name for name, t in tensors.items() if not t.equal(whole[name])]
+                    self.record(f"reshard {origin} {kind}", differing)
 
     def forward(self) -> None:
         """Held-out loss and, with one pipeline stage, greedy continuation."""
@@ -84,43 +102,46 @@ class Layout:
 
         blocks = datasets.blocks(self.inputs / "held_out", SEQ_LENGTH, 10 * SEQ_LENGTH)
         for kind in ("llama", "tied", "window"):
+            a = self.architecture(kind)
             with distributed.model_parallel(self.tp, self.pp):
-                a = self.architecture(kind)
-                megatron = self.model(a, self.inputs / "megatron" / kind)
+                megatron = self.model(a, self.megatron(kind))
                 self.record(f"held_out {kind}", forward.held_out_loss(megatron, blocks, batch_size=4))
                 if self.pp == 1:
-                    prompts = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
-                    self.record(f"greedy {kind}", [generate.greedy(megatron, p, 40, a.vocab_size) for p in prompts])
+                    found = [generate.greedy(megatron, prompt, NEW_TOKENS, a.vocab_size) for prompt in PROMPTS]
+                    self.record(f"greedy {kind}", found)
 
     def minitron(self) -> None:
         """Scores of one model, and what they cut it to."""
         from bielik_nemo.engine import convert, datasets, distributed, forward, minitron
 
-        a, weights = self.architecture("llama"), self.inputs / "megatron" / "llama"
+        a = self.architecture("llama")
         calibration = datasets.blocks(self.inputs / "train", SEQ_LENGTH, 6 * SEQ_LENGTH)[:, :-1]
         with distributed.model_parallel(self.tp, self.pp):
             batches = list(calibration.split(2))
-            scores = minitron.score(self.model(a, weights), a, lambda m: forward.run(m, batches, lambda _: None))
+            scores = minitron.score(self.model(a, self.megatron("llama")), a, lambda m: forward.run(m, batches, lambda _: None))
             if distributed.rank() == 0:
                 scores.save(self.out / "scores.safetensors")
         for name, axes in PRUNINGS.items():
             target = a.pruned_to(**axes)
             with distributed.model_parallel(self.tp, self.pp):
-                pruned = minitron.prune(self.model(a, weights), a, target, scores)
+                pruned = minitron.prune(self.model(a, self.megatron("llama")), a, target, scores)
                 convert.save_hf(pruned, self.out / "pruned" / name, target)
-        self.record("minitron", len(scores.layers))
+            self.record(f"pruned {name}", "done")
 
-    def distill(self, name: str, teacher: str, student: str, micro_batch_size: int = 2, steps: int = STEPS, kill_at: int = 0) -> None:
-        """A few steps; leaves metrics.jsonl, and under one rank the first global batch."""
-        import fiddle as fdl
-        import nemo_run as run
-        import torch
-
+    def distill(self, name: str, kind: str, micro_batch_size: int = 2, steps: int = STEPS, kill_at: int = 0) -> None:
+        """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
         from bielik_nemo.config import Config
         from bielik_nemo.engine import cpu, distributed
 
         cpu.enable()
-        from bielik_nemo.engine import checkpoint, distillation, training
+        import fiddle as fdl
+        import nemo_run as run
+        import torch
+
+        from bielik_nemo.architecture import Architecture
+        from bielik_nemo.engine import checkpoint, datasets, distillation, training
+
+        batches: list = []
 
         class Recording(distillation.DistillationModel):
             def data_step(self, iterator):
@@ -129,7 +150,6 @@ class Layout:
                     batches.append({key: value.clone() for key, value in batch.items() if value is not None})
                 return batch
 
-        batches: list = []
         here = self.out / name
         here.mkdir(exist_ok=True)
         config = Config()
@@ -138,46 +158,61 @@ class Layout:
         config.data.seq_length, config.data.global_batch_size = SEQ_LENGTH, BATCH
         config.data.micro_batch_size = micro_batch_size
         config.trainer.max_steps, config.trainer.log_every, config.trainer.checkpoint_every = steps, 1, 2
-        config.trainer.validate_every, config.trainer.validate_batches = 3, 1
+        config.trainer.validate_every = 3
         config.optim.warmup_steps, config.optim.lr = 2, 1e-3
-        gate = distillation.TeacherGate(str(self.inputs / "held_out"), SEQ_LENGTH, 8 * SEQ_LENGTH, 4, 20.0, None, 0.02)
-        trainer = training.trainer(config, here / "metrics.jsonl")
-        if kill_at:
-            trainer.callbacks.append(run.Config(killer(), step=kill_at))
+        shapes = {
+            role: run.Config(Architecture, **asdict(self.architecture(source)))
+            for role, source in (("teacher", kind), ("student", f"{kind}_student"))
+        }
+        held_out = self.inputs / "held_out"
+        measured = run.Config(datasets.HeldOut, str(held_out), SEQ_LENGTH, 8 * SEQ_LENGTH, 4)
         task = run.Partial(
             distillation.train,
             model=run.Config(
                 Recording,
-                student=run.Config(type(self.architecture(student)), **asdict(self.architecture(student))),
-                teacher=run.Config(type(self.architecture(teacher)), **asdict(self.architecture(teacher))),
-                teacher_checkpoint=str(self.inputs / "megatron" / teacher),
-                gate=gate,
+                **shapes,
+                teacher_checkpoint=str(self.megatron(kind)),
+                gate=run.Config(distillation.TeacherGate, measured, 20.0, None, 0.02),
                 temperature=2.0,
                 dtype="float32",
                 seq_length=SEQ_LENGTH,
             ),
-            data=training.data(
-                config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", here / "index"
-            ),
-            trainer=trainer,
+            data=training.data(config, self.inputs / "train", held_out, self.inputs / "tokenizer", here / "index"),
+            trainer=training.trainer(config, here / "metrics.jsonl", measured),
             log=training.logger(config, here),
-            resume=training.resume(self.inputs / "megatron" / student),
+            resume=training.resume(self.megatron(f"{kind}_student")),
             optim=training.optimizer(config),
         )
+        if kill_at:
+            task.trainer.callbacks.append(run.Config(_killer(), step=kill_at))
+        connected = torch.distributed.is_initialized()
         distributed.ensure_rendezvous()
         try:
-            trained = fdl.build(task)()
-            checkpoint.save(trained, here / "megatron")
+            checkpoint.save(fdl.build(task)(), here / "megatron")
         finally:
-            distributed.reset_parallel_state()
+            distributed.forget_layout() if connected else distributed.reset_parallel_state()
         if distributed.world_size() == 1:
             first = batches[: BATCH // micro_batch_size]
             torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
         self.record(f"distill {name}", "done")
 
+    def train(self) -> None:
+        for kind in ("llama", "tied"):
+            self.distill(kind, kind)
 
-def killer() -> type:
-    """A callback that kills its process as a machine failure would: no handler, no flush."""
+    def splits(self) -> None:
+        for size in (1, 4):
+            self.distill(f"split{size}", "llama", micro_batch_size=size, steps=1)
+
+    def killed(self) -> None:
+        self.distill("resumed", "llama", kill_at=5)
+
+    def resumed(self) -> None:
+        self.distill("resumed", "llama")
+
+
+def _killer() -> type:
+    """A callback that ends its process as a machine failure would: no handler, no flush."""
     import lightning.pytorch as pl
 
     class KillAt(pl.Callback):
@@ -191,22 +226,15 @@ def killer() -> type:
     return KillAt
 
 
-def main(inputs: str, out: str, tp: str, pp: str, *parts: str) -> None:
-    layout = Layout(Path(inputs), Path(out), int(tp), int(pp))
-    for part in parts:
-        if part == "distill":
-            layout.distill("llama", "llama", "llama_student")
-            layout.distill("tied", "tied", "tied_student")
-        elif part == "killed":
-            layout.distill("resumed", "llama", "llama_student", kill_at=5)
-        elif part == "resumed":
-            layout.distill("resumed", "llama", "llama_student")
-        elif part == "splits":
-            for size in (1, 4):
-                layout.distill(f"split{size}", "llama", "llama_student", micro_batch_size=size, steps=1)
-        else:
-            getattr(layout, part)()
+def main(inputs: str, out: str, *work: str) -> None:
+    for layout, parts in (item.split(":") for item in work):
+        here = Layout(Path(inputs), Path(out), layout)
+        for part in parts.split(","):
+            getattr(here, part)()
 
 
 if __name__ == "__main__":
+    from bielik_nemo.engine import distributed
+
+    distributed.init_process_group()  # one for all layouts
     main(*sys.argv[1:])

@@ -14,7 +14,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.builtin import resolve_model_source
-from bielik_nemo.engine import checkpoint, convert, distributed, model, parity
+from bielik_nemo.engine import checkpoint, convert, distributed, hf_reader, model, parity
 from bielik_nemo.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         architecture = Architecture.from_hf(source)
         check_shape(config, architecture)
         ui.say(f"  reading {architecture.num_parameters():,} parameters from {config.model.source}")
-        convert.check_source(source, architecture)
+        hf_reader.check_source(source, architecture)
         # Built in float32 and rounded to the stored dtype, so that parity measures the conversion and not the rounding.
         gpt = model.gpt_config(architecture, tp=config.parallel.tp, pp=config.parallel.pp)
         megatron = model.build(gpt, architecture)

@@ -88,7 +88,7 @@ class Layout:
         for directory in sorted(self.root.glob("*/megatron/*/weights/.metadata")):
             kind, origin = directory.parts[-3], directory.parts[-5]
             a = self.architecture(kind)
-            reader = convert.SafetensorsReader(self.inputs / kind)
+            reader = hf_reader.SafetensorsReader(self.inputs / kind)
             with distributed.model_parallel(self.tp, self.pp):
                 tensors = dict(convert.gathered_hf_tensors(self.model(a, directory.parents[1]), a))
                 if distributed.rank() == 0:

@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32128)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes between the rows
     device = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = losses()
     print(f"{args.tokens} tokens, vocabulary {args.vocab}, {args.rounds} rounds; {machine(device)}")

@@ -23,6 +23,12 @@ from bielik_nemo.stages import GRAPH, RESUMED, Stage, needed
 
 LOG = "log.txt"
 
+SOURCE_FILES = {
+    "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
+    "data": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
+}
+"""Files that count in a directory outside the run that a stage reads."""
+
 
 def run(config: Config, stages: list[str] | None = None) -> None:
     """Run stages in the given order (default: `pipeline.stages`), each once.
@@ -50,19 +56,16 @@ def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
     return artifacts.digest({"stage": stage.name, "version": stage.version, "config": settings, "inputs": inputs})
 
 
-def source_files(config: Config, stage: Stage, before: Manifest | None) -> dict[str, dict[str, dict[str, Any]]]:
-    """Digests of the files outside the run directory that a stage reads, by what names them."""
-    known = before.sources if before else {}
+def sources(config: Config, stage: Stage) -> dict[str, str]:
+    """What a stage reads outside the run directory: its path, by what it is to the stage."""
     if stage.name == "import_hf":
-        roots = {config.model.source: ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt")}
-    elif stage.name == "data":
-        roots = {source.path: ("**/*.txt", "**/*.jsonl", "**/*.parquet") for source in config.data.sources}
-    else:
-        roots = {}
-    return {root: _digest_root(root, patterns, known.get(root)) for root, patterns in roots.items()}
+        return {"model.source": config.model.source}
+    if stage.name == "data":
+        return {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
+    return {}
 
 
-def _digest_root(root: str, patterns: tuple[str, ...], known: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+def _digest_source(root: str, patterns: tuple[str, ...], known: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     if root.startswith("builtin:"):
         from bielik_nemo.data.builtin import content_version
 
@@ -82,8 +85,10 @@ def finished(config: Config, stage: Stage, run_dir: Path) -> tuple[Manifest | No
     """
     directory = run_dir / stage.name
     manifest = Manifest.read(directory)
-    sources = source_files(config, stage, manifest)
-    inputs = {root: artifacts.content_digest(files) for root, files in sources.items()}
+    known = manifest.sources if manifest else {}
+    paths = sources(config, stage)
+    files = {path: _digest_source(path, SOURCE_FILES[stage.name], known.get(path)) for path in paths.values()}
+    inputs = {name: artifacts.content_digest(files[path]) for name, path in paths.items()}
     for name in needed(stage, config):
         upstream, *_ = finished(config, GRAPH[name], run_dir)
         if upstream is None:
@@ -94,7 +99,7 @@ def finished(config: Config, stage: Stage, run_dir: Path) -> tuple[Manifest | No
         inputs[name] = upstream.output_digest()
     mark = fingerprint(config, stage, inputs)
     done = manifest is not None and manifest.fingerprint == mark and manifest.intact(directory)
-    return (manifest if done else None), mark, {"inputs": inputs, "sources": sources}
+    return (manifest if done else None), mark, {"inputs": inputs, "sources": files}
 
 
 def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:

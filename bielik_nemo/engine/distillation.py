@@ -163,6 +163,9 @@ class DistillationModel(DistillationGPTModel):
             ],
         )
         adjust_distillation_model_for_mcore(joined, DistillationConfig())
+        # Where student and teacher part in what a pipeline stage receives: NeMo learns it in the first training step, the
+        # student is measured before.
+        joined.set_student_input_tensor_shape([(self.config.hidden_size,)])
         models.use_padding_free_loss(joined, self.student, skip_in_training=True)
         self.module = joined
 

@@ -56,8 +56,12 @@ def init_process_group() -> None:
         torch.distributed.init_process_group("gloo")
 
 
-def forget_layout() -> None:
-    """Forget Megatron's groups and counters but keep the processes connected, so that another layout can follow."""
+def reset_parallel_state() -> None:
+    """Forget all process groups, so that the next stage of this process can lay out its own.
+
+    Processes that torchrun started can do so only if they meet at another port next time: its store keeps the addresses
+    of the first group, and a second one hangs.
+    """
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.core.rerun_state_machine import destroy_rerun_state_machine
@@ -65,24 +69,16 @@ def forget_layout() -> None:
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     destroy_rerun_state_machine()
-    gc.collect()
-
-
-def reset_parallel_state() -> None:
-    """Forget all process groups, so that the next stage of this process can lay out its own.
-
-    Several processes can do this only once: torchrun's store keeps the first group's addresses, and a second one hangs.
-    """
-    forget_layout()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     while _own:
         os.environ.pop(_own.popitem()[0], None)
+    gc.collect()
 
 
 @contextlib.contextmanager
 def model_parallel(tp: int = 1, pp: int = 1, seed: int = 1234) -> Iterator[None]:
-    """Lay out `tp * pp * dp` processes for the time of the block; processes that are connected already stay so.
+    """Lay out `tp * pp * dp` processes for the time of the block.
 
     Raises:
         ValueError: the number of processes is not a multiple of `tp * pp`.
@@ -93,15 +89,13 @@ def model_parallel(tp: int = 1, pp: int = 1, seed: int = 1234) -> Iterator[None]
 
     if world_size() % (tp * pp):
         raise ValueError(f"{world_size()} processes cannot hold parallel.tp={tp} x parallel.pp={pp}")
-    connected = torch.distributed.is_initialized()
-    if not connected:
-        init_process_group()
+    init_process_group()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
     model_parallel_cuda_manual_seed(seed)
     try:
         yield
     finally:
-        forget_layout() if connected else reset_parallel_state()
+        reset_parallel_state()
 
 
 def barrier() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from bielik_nemo import ui
+from bielik_nemo.artifacts import write_text
 from bielik_nemo.engine.datasets import HeldOut
 from bielik_nemo.errors import GateError
 
@@ -57,7 +58,7 @@ class TrainingProgress(pl.Callback):
         self.start = time.monotonic() - max((record["seconds"] for record in kept), default=0.0)
         self.mark, self.marked = time.monotonic(), step
         if trainer.is_global_zero:
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self.advance = self.open.enter_context(ui.progress("distilling", trainer.max_steps, step))
         if step == 0:
             self._validate(trainer, module)

@@ -23,10 +23,10 @@ from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
-from nemo.lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from bielik_nemo.engine.datasets import HeldOut  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
+from bielik_nemo.engine.resume import FILENAME, NewestCheckpoint, Resume  # noqa: E402
 
 
 class TextDataset(GPTDataset):
@@ -149,14 +149,15 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
         explicit_log_dir=str(directory / "nemo"),
         use_datetime_version=False,
         log_global_rank_0_only=True,
+        update_logger_directory=False,
         tensorboard=run.Config(TensorBoardLogger, save_dir=str(directory / "nemo"), name="tensorboard"),
         ckpt=run.Config(
-            ModelCheckpoint,
+            NewestCheckpoint,
             dirpath=str(directory / "checkpoints"),
-            filename="{step}",
+            filename=FILENAME,
             monitor=None,
             save_top_k=1,
-            save_last="link",
+            save_last=False,
             every_n_train_steps=config.trainer.checkpoint_every,
             save_optim_on_train_end=True,
             # A context is a pickle of the Python objects; the frozen config.yaml says the same as plain text.
@@ -166,12 +167,10 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
     )
 
 
-def resume(weights: Path) -> run.Config[nl.AutoResume]:
+def resume(weights: Path) -> run.Config[Resume]:
     """Go on from the newest finished checkpoint of this run, or start from given weights."""
     return run.Config(
-        nl.AutoResume,
+        Resume,
         resume_if_exists=True,
-        resume_ignore_no_checkpoint=True,
-        resume_past_end=True,
         restore_config=run.Config(nl.RestoreConfig, path=str(weights), load_artifacts=False),
     )

@@ -26,8 +26,9 @@ class Stage:
     Attributes:
         name: of the stage, its module and its directory.
         keys: settings that decide the result.
-        free: settings it also reads.
+        free: settings it also reads: layout, rhythm, what is only checked, and paths of files, whose content counts.
         needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline.
+        uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
         layout: tensor and pipeline parallel size it runs under.
@@ -39,6 +40,7 @@ class Stage:
     keys: tuple[str, ...]
     outputs: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     layout: Callable[[Config], Layout] = lambda config: (1, 1)
@@ -70,17 +72,24 @@ GRAPH = {
     for stage in (
         Stage(
             "import_hf",
-            keys=("model.source", "model.dtype"),
+            keys=("model.dtype",),
             outputs=("megatron", "architecture.json", "tokenizer", "parity.json"),
             scratch=("source",),
-            # The shape only refuses a checkpoint that is not of it.
-            free=("model.shape", "parallel", "export.parity_tokens", "export.parity_tolerance", "run.seed"),
+            free=(
+                "model.source",
+                "model.shape",
+                "parallel",
+                "export.parity_tokens",
+                "export.parity_tolerance",
+                "run.seed",
+            ),
             layout=_whole,
         ),
         Stage(
             "data",
-            keys=("data.sources", "data.held_out_fraction", "run.seed"),
+            keys=("data.held_out_fraction", "run.seed"),
             outputs=("train.bin", "train.idx", "held_out.bin", "held_out.idx", "summary.json"),
+            free=("data.sources",),
             needs=("import_hf",),
         ),
         Stage(
@@ -92,10 +101,9 @@ GRAPH = {
                 "prune.calibration_seq_length",
                 "data.seq_length",
                 "data.held_out_tokens",
-                "distill.gate_max_loss",
             ),
             outputs=("scores.safetensors", "importance.json"),
-            free=("parallel.pp", "run.seed", "evaluate.batch_size"),
+            free=("distill.gate_max_loss", "parallel.pp", "run.seed", "evaluate.batch_size"),
             needs=("import_hf", "data"),
             # Model Optimizer scores and prunes at tensor parallel size 1 only.
             layout=lambda config: (1, config.parallel.pp),
@@ -112,7 +120,7 @@ GRAPH = {
             "distill",
             keys=(
                 "model.dtype",
-                "distill",
+                "distill.temperature",
                 "optim",
                 "data.seq_length",
                 "data.global_batch_size",
@@ -123,13 +131,15 @@ GRAPH = {
             outputs=("megatron", "architecture.json", "metrics.jsonl"),
             scratch=("checkpoints", "index_cache"),
             free=(
+                "distill.gate_max_loss",
+                "distill.gate_tolerance",
                 "parallel",
                 "cluster",
                 "data.micro_batch_size",
                 "trainer.log_every",
                 "trainer.validate_every",
-                "data.held_out_tokens",
                 "trainer.checkpoint_every",
+                "data.held_out_tokens",
             ),
             needs=("import_hf", "data", "score", "prune"),
             layout=_whole,
@@ -141,6 +151,7 @@ GRAPH = {
             outputs=("hf", "parity.json"),
             free=("parallel", "run.seed", "pipeline.stages"),
             needs=("import_hf", "model"),
+            uses=("data",),
             layout=_whole,
         ),
         Stage(
@@ -158,7 +169,8 @@ GRAPH = {
 
 def needed(stage: Stage, config: Config) -> list[str]:
     """Names of the stages whose results this one reads, `model` resolved."""
-    return [model_stage(config, stage.name) if name == "model" else name for name in stage.needs]
+    needs = [model_stage(config, stage.name) if name == "model" else name for name in stage.needs]
+    return needs + [name for name in stage.uses if name in config.pipeline.stages]
 
 
 def model_stage(config: Config, before: str = "export") -> str:

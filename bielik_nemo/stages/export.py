@@ -40,10 +40,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             config.export.max_shard_gib,
             config.model.dtype,
         )
-        held_out = run_dir / "data" / "held_out"
         text = None
-        if held_out.with_suffix(".idx").is_file():
-            text = datasets.blocks(held_out, parity.SEQUENCE, config.export.parity_tokens)[:, :-1]
+        if "data" in config.pipeline.stages:
+            text = datasets.blocks(run_dir / "data" / "held_out", parity.SEQUENCE, config.export.parity_tokens)[:, :-1]
         tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed, text)
         found = parity.check(
             megatron, candidate, architecture, tokens, config.model.dtype, config.export.parity_tolerance

@@ -3,7 +3,7 @@
 Not a test: `python killer.py jobs.json results.json`. A job is `{"run_dir", "overrides", "stages", "kill"}`; `kill` is
 null, or `[operation, pattern, n]`: SIGKILL just before the n-th (from 1) such operation on a path that matches, below
 the run directory. Every change of the directory tree is an operation, so that "at any moment" can be listed. A result
-is `{"signal", "seconds", "operations"}`, and `operations` are `[operation, path]` pairs in order.
+is `{"ended", "pid", "seconds", "operations"}`: the signal or minus the exit status, and `[operation, path]` pairs.
 """
 
 import fnmatch
@@ -38,7 +38,7 @@ def watch(run_dir: Path, kill: list | None, journal: int) -> None:
         if kill and event == kill[0] and fnmatch.fnmatch(path, kill[1]):
             seen += 1
             if seen == kill[2]:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.killpg(0, signal.SIGKILL)
 
     sys.addaudithook(hook)
 
@@ -53,6 +53,7 @@ def run(job: dict) -> dict:
     child = os.fork()
     if child == 0:
         try:
+            os.setpgid(0, 0)
             with open(run_dir.with_name(run_dir.name + ".out"), "ab") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
@@ -64,12 +65,14 @@ def run(job: dict) -> dict:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     operations = [json.loads(line) for line in journal.read_text().splitlines()]
-    signal_or_status = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
-    return {"ended": signal_or_status, "seconds": round(time.monotonic() - start, 2), "operations": operations}
+    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+    return {"ended": ended, "pid": child, "seconds": round(time.monotonic() - start, 2), "operations": operations}
 
 
 def main(jobs: str, results: str) -> None:
-    from bielik_nemo.stages import data, distill, evaluate, export, import_hf, prune, score  # noqa: F401
+    import bielik_nemo.stages.distill
+    import bielik_nemo.stages.evaluate
+    import bielik_nemo.stages.export
 
     found = [run(job) for job in json.loads(Path(jobs).read_text())]
     Path(results).write_text(json.dumps(found))

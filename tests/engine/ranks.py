@@ -9,15 +9,19 @@ the Megatron checkpoints of `single`.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 LAYOUTS = {"single": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}  # tensor and pipeline parallel size
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
+HELD_OUT = 10 * SEQ_LENGTH  # tokens
 PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "ffn": {"ffn_hidden_size": 48},
     "hidden": {"hidden_size": 48},
@@ -46,6 +50,14 @@ class Layout:
         if distributed.rank() == 0:
             (self.out / "results.json").write_text(json.dumps(self.results))
 
+    @contextlib.contextmanager
+    def layout(self):
+        from bielik_nemo.engine import distributed
+
+        _meet()
+        with distributed.model_parallel(self.tp, self.pp):
+            yield
+
     def architecture(self, kind: str):
         from bielik_nemo.architecture import Architecture
 
@@ -64,12 +76,12 @@ class Layout:
 
     def convert(self) -> None:
         """Of every kind: from Hugging Face with parity, a Megatron checkpoint, its export."""
-        from bielik_nemo.engine import checkpoint, convert, distributed, model, parity
+        from bielik_nemo.engine import checkpoint, convert, model, parity
 
-        for directory in sorted(p.parent for p in self.inputs.glob("*/config.json")):
-            kind, a = directory.name, self.architecture(directory.name)
-            dtype = "bfloat16" if kind == "bf16" else "float32"
-            with distributed.model_parallel(self.tp, self.pp):
+        with self.layout():
+            for directory in sorted(p.parent for p in self.inputs.glob("*/config.json")):
+                kind, a = directory.name, self.architecture(directory.name)
+                dtype = "bfloat16" if kind == "bf16" else "float32"
                 megatron = self.model(a)
                 convert.load_hf(megatron, directory, a)
                 model.round_parameters(megatron, dtype)
@@ -79,31 +91,33 @@ class Layout:
                 again = self.model(a, self.out / "megatron" / kind)
                 shard = 1e-4 if kind in ("sharded", "tied") else 1.0
                 convert.save_hf(again, self.out / "hf" / kind, a, directory, max_shard_gib=shard, dtype=dtype)
-            self.record(f"parity {kind}", found["max_abs_logit_diff"])
+                self.record(f"parity {kind}", found["max_abs_logit_diff"])
 
     def reshard(self) -> None:
-        """Of every Megatron checkpoint of another layout: the tensors that differ from the Hugging Face checkpoint's."""
-        from bielik_nemo.engine import convert, distributed
+        """Of the checkpoints that two ranks wrote: the tensors that differ here from the Hugging Face checkpoint's."""
+        from bielik_nemo.engine import convert
+        from bielik_nemo.engine.hf_reader import SafetensorsReader
 
-        for directory in sorted(self.root.glob("*/megatron/*/weights/.metadata")):
-            kind, origin = directory.parts[-3], directory.parts[-5]
-            a = self.architecture(kind)
-            reader = hf_reader.SafetensorsReader(self.inputs / kind)
-            with distributed.model_parallel(self.tp, self.pp):
-                tensors = dict(convert.gathered_hf_tensors(self.model(a, directory.parents[1]), a))
-                if distributed.rank() == 0:
-                    whole = {name: reader.read(name, 0, 0, t.shape[0]).float() for name, t in tensors.items()}
-                    differing = [name for name, t in tensors.items() if not t.equal(whole[name])]
-                    self.record(f"reshard {origin} {kind}", differing)
+        with self.layout():
+            for origin, kind in itertools.product({"tp2", "pp2"} - {self.name}, os.listdir(self.root / "tp2" / "megatron")):
+                directory = self.root / origin / "megatron" / kind
+                if not directory.is_dir():
+                    continue
+                a, reader = self.architecture(kind), SafetensorsReader(self.inputs / kind)
+                differing = []
+                for name, found in convert.gathered_hf_tensors(self.model(a, directory), a):
+                    if len(found) and not found.equal(reader.read(name, 0, 0, len(found)).float()):
+                        differing.append(name)
+                self.record(f"reshard {origin} {kind}", differing)
 
     def forward(self) -> None:
         """Held-out loss and, with one pipeline stage, greedy continuation."""
-        from bielik_nemo.engine import datasets, distributed, forward, generate
+        from bielik_nemo.engine import datasets, forward, generate
 
-        blocks = datasets.blocks(self.inputs / "held_out", SEQ_LENGTH, 10 * SEQ_LENGTH)
-        for kind in ("llama", "tied", "window"):
-            a = self.architecture(kind)
-            with distributed.model_parallel(self.tp, self.pp):
+        blocks = datasets.blocks(self.inputs / "held_out", SEQ_LENGTH, HELD_OUT)
+        with self.layout():
+            for kind in ("llama", "tied", "window"):
+                a = self.architecture(kind)
                 megatron = self.model(a, self.megatron(kind))
                 self.record(f"held_out {kind}", forward.held_out_loss(megatron, blocks, batch_size=4))
                 if self.pp == 1:
@@ -116,17 +130,16 @@ class Layout:
 
         a = self.architecture("llama")
         calibration = datasets.blocks(self.inputs / "train", SEQ_LENGTH, 6 * SEQ_LENGTH)[:, :-1]
-        with distributed.model_parallel(self.tp, self.pp):
-            batches = list(calibration.split(2))
+        batches = list(calibration.split(2))
+        with self.layout():
             scores = minitron.score(self.model(a, self.megatron("llama")), a, lambda m: forward.run(m, batches, lambda _: None))
             if distributed.rank() == 0:
                 scores.save(self.out / "scores.safetensors")
-        for name, axes in PRUNINGS.items():
-            target = a.pruned_to(**axes)
-            with distributed.model_parallel(self.tp, self.pp):
+            for name, axes in PRUNINGS.items():
+                target = a.pruned_to(**axes)
                 pruned = minitron.prune(self.model(a, self.megatron("llama")), a, target, scores)
                 convert.save_hf(pruned, self.out / "pruned" / name, target)
-            self.record(f"pruned {name}", "done")
+                self.record(f"pruned {name}", "done")
 
     def distill(self, name: str, kind: str, micro_batch_size: int = 2, steps: int = STEPS, kill_at: int = 0) -> None:
         """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
@@ -177,7 +190,7 @@ class Layout:
                 dtype="float32",
                 seq_length=SEQ_LENGTH,
             ),
-            data=training.data(config, self.inputs / "train", held_out, self.inputs / "tokenizer", here / "index"),
+            data=training.data(config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", here / "index"),
             trainer=training.trainer(config, here / "metrics.jsonl", measured),
             log=training.logger(config, here),
             resume=training.resume(self.megatron(f"{kind}_student")),
@@ -185,12 +198,12 @@ class Layout:
         )
         if kill_at:
             task.trainer.callbacks.append(run.Config(_killer(), step=kill_at))
-        connected = torch.distributed.is_initialized()
+        _meet()
         distributed.ensure_rendezvous()
         try:
             checkpoint.save(fdl.build(task)(), here / "megatron")
         finally:
-            distributed.forget_layout() if connected else distributed.reset_parallel_state()
+            distributed.reset_parallel_state()
         if distributed.world_size() == 1:
             first = batches[: BATCH // micro_batch_size]
             torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
@@ -233,8 +246,22 @@ def main(inputs: str, out: str, *work: str) -> None:
             getattr(here, part)()
 
 
-if __name__ == "__main__":
-    from bielik_nemo.engine import distributed
+_meetings = itertools.count()
 
-    distributed.init_process_group()  # one for all layouts
+
+def _meet() -> None:
+    """Agree with the other ranks on a free port for the next process group: torchrun's own store serves only one."""
+    from torch.distributed import TCPStore
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    agent = os.environ.setdefault("TORCHRUN_PORT", os.environ["MASTER_PORT"])
+    store, key = TCPStore(os.environ["MASTER_ADDR"], int(agent), is_master=False), f"meeting/{next(_meetings)}"
+    if os.environ["RANK"] == "0":
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            store.set(key, str(probe.getsockname()[1]))
+    os.environ |= {"MASTER_PORT": store.get(key).decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
+if __name__ == "__main__":
     main(*sys.argv[1:])

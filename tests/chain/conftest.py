@@ -1,0 +1,91 @@
+"""One finished run of the tiny chain per session, from which every other test starts by copying it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bielik_nemo import cli, config, pipeline
+from bielik_nemo.artifacts import Manifest
+from bielik_nemo.config import STAGES, Config
+from bielik_nemo.stages import GRAPH
+
+# Six steps, a checkpoint after every second, a measurement after every third.
+SHORT = (
+    "trainer.max_steps=6",
+    "trainer.checkpoint_every=2",
+    "trainer.validate_every=3",
+    "optim.warmup_steps=1",
+    "data.held_out_tokens=1024",
+    "evaluate.sample_tokens=4",
+    "prune.calibration_samples=8",
+)
+
+
+@dataclass
+class Chain:
+    """A finished run and what it takes to run it again."""
+
+    overrides: list[str]
+    finished: Path
+    secret: str
+    made: Callable[[str], Path]
+
+    def config(self, run_dir: Path, *overrides: str) -> Config:
+        return config.compose("tiny", [*self.overrides, f"run.dir='{run_dir}'", *overrides])
+
+    def run(self, run_dir: Path, *overrides: str, stages: list[str] | None = None) -> None:
+        pipeline.run(self.config(run_dir, *overrides), stages)
+
+    def copy(self, name: str, before: str | None = None) -> Path:
+        """A copy of the finished run, without the stage `before` and all after it."""
+        run_dir = self.made(name) / name
+        shutil.copytree(self.finished, run_dir)
+        for stage in STAGES[STAGES.index(before) :] if before else ():
+            shutil.rmtree(run_dir / stage)
+        return run_dir
+
+    def empty(self, name: str) -> Path:
+        return self.made(name) / name
+
+    @staticmethod
+    def manifest(run_dir: Path, stage: str) -> Manifest:
+        found = Manifest.read(run_dir / stage)
+        assert found is not None, f"{run_dir / stage} has no manifest"
+        return found
+
+    @staticmethod
+    def result(run_dir: Path, stage: str) -> dict[str, Any]:
+        """Content of everything a stage leaves, except what tells the time: rates, seconds, the id of a save."""
+        found: dict[str, Any] = {}
+        for name in Chain.manifest(run_dir, stage).outputs:
+            path = run_dir / stage / name
+            if path.name == "metrics.jsonl":
+                records = [json.loads(line) for line in path.read_text().splitlines()]
+                found[name] = [{k: v for k, v in r.items() if "second" not in k} for r in records]
+            elif path.name != ".metadata":
+                found[name] = path.read_bytes()
+        assert {name.split("/")[0] for name in found} == set(GRAPH[stage].outputs)
+        return found
+
+
+@pytest.fixture(scope="session")
+def chain(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The finished run; made with a secret in the environment, which must not be found in it."""
+    found = Chain(
+        overrides=[f"model.source='{tiny_hf}'", *SHORT],
+        secret="secret123",
+        finished=tmp_path_factory.mktemp("finished") / "run",
+        made=lambda name: tmp_path_factory.mktemp(name),
+    )
+    arguments = ["pipeline", "experiment=tiny", *found.overrides, f"run.dir='{found.finished}'"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", found.secret)
+        assert cli.main(arguments) == 0
+    return found

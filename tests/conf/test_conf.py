@@ -145,9 +145,7 @@ def test_full_size_parameter_counts():
 @pytest.mark.parametrize("name", PAPER)
 def test_candidates_of_the_report_fit_the_experiment_and_have_its_counts(name: str):
     hidden, ffn, layers, billions = PAPER[name]
-    sizes = {"hidden_size": hidden, "ffn_hidden_size": ffn, "num_layers": layers}
-    overrides = [f"prune.target.{key}={size}" for key, size in sizes.items()]
-    found = target(compose("bielik_minitron_7b", overrides))
+    found = target(compose("bielik_minitron_7b", [f"prune=exp_{name}"]))
     assert (found.hidden_size, found.ffn_hidden_size, found.num_layers) == (hidden, ffn, layers)
     assert abs(found.num_parameters("once") / 1e9 - billions) <= 0.01
     assert found.head_dim == 128

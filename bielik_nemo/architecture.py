@@ -271,5 +271,3 @@ def _is_llama3(scaling: Any) -> bool:
         and scaling["rope_type"] == "llama3"
         and all(_is_positive(scaling[key]) for key in _LLAMA3)
     )
-
-

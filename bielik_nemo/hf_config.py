@@ -1,7 +1,7 @@
 """Hugging Face's config.json of a dense Llama, Mistral or Qwen2 decoder, as the field values of an `Architecture`.
 
-RoPE has two spellings: transformers 4 reads `rope_theta` and `rope_scaling`, 5 reads `rope_parameters`; both are read and
-both are written. What the family does not have is refused, with every key that says otherwise.
+RoPE has two spellings: transformers 4 reads `rope_theta` and `rope_scaling`, 5 reads `rope_parameters`; both are read
+and both are written. What the family does not have is refused, with every key that says otherwise.
 """
 
 from __future__ import annotations

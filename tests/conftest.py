@@ -34,18 +34,12 @@ KINDS = {
 def _random_checkpoint(kind: str, directory: Path) -> None:
     """Random weights large enough that attention is far from uniform and logits spread by more than 1; norms off 1."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     family, settings = KINDS[kind]
-    classes = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "mistral": (MistralConfig, MistralForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }
-    config_class, model_class = classes[family]
     with torch.random.fork_rng():
         torch.manual_seed(list(KINDS).index(kind))
-        model = model_class(config_class(**_SIZES | settings))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_SIZES | settings))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:

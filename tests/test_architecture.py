@@ -18,9 +18,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.hf_config import _HF_COMMON, _HF_DEFAULTS
 
-TEACHER = Architecture(
-    50, 4096, 14336, 32, 8, 128, 32128, False, rotary_base=1e6, max_position_embeddings=32768
-)
+TEACHER = Architecture(50, 4096, 14336, 32, 8, 128, 32128, False, rotary_base=1e6, max_position_embeddings=32768)
 SMOLLM2 = Architecture(30, 576, 1536, 9, 3, 64, 49152, True, rotary_base=1e5, max_position_embeddings=8192)
 LLAMA3 = {
     "rope_type": "llama3",
@@ -139,9 +137,7 @@ def test_parallel():
         "parallel.tp=2: does not divide num_query_groups=3; allowed: 1, 3",
         "parallel.pp=4: does not divide num_layers=30; allowed: 1, 2, 3, 5, 6, 10, 15, 30",
     ]
-    assert TEACHER.check_parallel(tp=16) == [
-        "parallel.tp=16: does not divide num_query_groups=8; allowed: 1, 2, 4, 8"
-    ]
+    assert TEACHER.check_parallel(tp=16) == ["parallel.tp=16: does not divide num_query_groups=8; allowed: 1, 2, 4, 8"]
     assert replace(TEACHER, ffn_hidden_size=11262).check_parallel(tp=4) == [
         "parallel.tp=4: does not divide ffn_hidden_size=11262; allowed: 1, 2"
     ]
@@ -206,9 +202,7 @@ def test_transformers_turns_with_the_same_frequencies(shape):
     frequencies, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
     assert len(frequencies) == shape.head_dim // 2
     assert frequencies[1].item() == pytest.approx(shape.rotary_base ** (-2 / shape.head_dim), rel=1e-5)
-    if (
-        shape.rope_scaling
-    ):  # the slowest channels have wavelengths beyond 8192 tokens: slowed by the whole factor
+    if shape.rope_scaling:  # the slowest channels have wavelengths beyond 8192 tokens: slowed by the whole factor
         slowest = shape.rotary_base ** (2 / shape.head_dim - 1)
         assert frequencies[-1].item() == pytest.approx(slowest / shape.rope_scaling["factor"], rel=1e-5)
 
@@ -237,9 +231,7 @@ def test_what_transformers_assumes():
     for family, defaults in _HF_DEFAULTS.items():
         for key, value in (_HF_COMMON | defaults).items():
             assert getattr(families[family](), key) == value
-    needed = dict(
-        num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=32, vocab_size=99
-    )
+    needed = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=32, vocab_size=99)
     for family in families:
         config = needed | {"model_type": family, "max_position_embeddings": 128}
         read = Architecture.from_hf(config)
@@ -327,9 +319,7 @@ def gpt_config(shape: Architecture, **changes) -> SimpleNamespace:
 @every_shape
 def test_round_trip_through_nemo(shape):
     config = gpt_config(shape)
-    held_elsewhere = {
-        key: getattr(shape, key) for key in ("vocab_size", "max_position_embeddings", "model_type")
-    }
+    held_elsewhere = {key: getattr(shape, key) for key in ("vocab_size", "max_position_embeddings", "model_type")}
     assert Architecture.from_gpt_config(config, **held_elsewhere) == shape
 
 
@@ -360,9 +350,7 @@ def test_nemo_arguments():
 )
 def test_nemo_configurations_outside_the_family(changes, message):
     with pytest.raises(CheckpointError, match=message):
-        Architecture.from_gpt_config(
-            gpt_config(SMALL, **changes), vocab_size=101, max_position_embeddings=2048
-        )
+        Architecture.from_gpt_config(gpt_config(SMALL, **changes), vocab_size=101, max_position_embeddings=2048)
 
 
 @every_shape

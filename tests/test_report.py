@@ -64,8 +64,7 @@ def run_dir(tmp_path):
     put(run / "score" / "importance.json", {"layers": [0.5, 0.25], "tokens": 64})
     put(run / "prune" / "pruned.json", {"kept_layers": [0], "dropped_layers": [1]})
     training = [
-        {"step": step, "loss": 2.0 / step, "lr": 1e-4, "grad_norm": 1.0, "tokens": 64 * step}
-        for step in (1, 2, 3)
+        {"step": step, "loss": 2.0 / step, "lr": 1e-4, "grad_norm": 1.0, "tokens": 64 * step} for step in (1, 2, 3)
     ]
     put(run / "distill" / "metrics.jsonl", lines({"step": 0, "held_out_loss": 4.0}, *training))
     loss = {"source": 2.0, "pruned": 4.0, "distilled": 2.5}
@@ -363,9 +362,7 @@ def test_parity_outside_tolerance_is_shouted(run_dir):
 
 
 def test_packages_that_changed_between_stages_are_all_named(run_dir):
-    put(
-        run_dir / "export" / "manifest.json", {"seconds": 1, "packages": {"torch": "2.14.0", "nemo": "2.7.3"}}
-    )
+    put(run_dir / "export" / "manifest.json", {"seconds": 1, "packages": {"torch": "2.14.0", "nemo": "2.7.3"}})
     assert report.collect(run_dir)["packages"] == {"nemo": "2.7.3", "torch": "2.13.0, 2.14.0"}
 
 

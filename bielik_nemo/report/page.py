@@ -130,9 +130,7 @@ def _architecture(numbers: dict[str, Any]) -> str:
         return ""
     lines = {"parameters": [sizes[role] for role in shapes]}
     if words.counts_differ(numbers):
-        lines["parameters, one of the two embedding matrices left out"] = [
-            sizes[f"{role}_once"] for role in shapes
-        ]
+        lines["parameters, one of the two embedding matrices left out"] = [sizes[f"{role}_once"] for role in shapes]
     for name in next(iter(shapes.values())):
         lines[name] = [shape[name] for shape in shapes.values()]
     lines = {name: values for name, values in lines.items() if any(value is not None for value in values)}
@@ -169,9 +167,7 @@ def _samples(numbers: dict[str, Any]) -> str:
 
     blocks = []
     for sample in numbers.get("samples", []):
-        answers = "".join(
-            f"<div>{text(markup.model(role), sample[role])}</div>\n" for role in ROLES if role in sample
-        )
+        answers = "".join(f"<div>{text(markup.model(role), sample[role])}</div>\n" for role in ROLES if role in sample)
         prompt = f'<div class="prompt">{text("Prompt", sample.get("prompt", ""))}</div>'
         blocks.append(f'<div class="sample">\n{prompt}\n<div class="answers">\n{answers}</div></div>')
     return markup.section("How they continue a text", "", "\n".join(blocks)) if blocks else ""

@@ -26,6 +26,8 @@ from bielik_nemo.errors import DataError, UserError
 
 MANIFEST = "manifest.json"
 FINGERPRINT = "fingerprint"
+_FULL = ("No space left on device", "os error 28", "] . unexpected pos ")
+"""What a full disk is called by C, by Rust, and by torch's archive writer, which finds fewer bytes than it wrote."""
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "nvidia-modelopt", "lightning", "transformers", "nemo_run")
 
 
@@ -214,7 +216,7 @@ def disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(error) or "os error 28" in str(error):
+        if any(words in str(error) for words in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

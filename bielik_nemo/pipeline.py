@@ -167,6 +167,10 @@ def _clear(directory: Path, stage: Stage) -> None:
     for path in directory.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # NeMo's mark of a checkpoint that it was writing or removing.
+    for mark in directory.glob("checkpoints/*-unfinished"):
+        shutil.rmtree(mark.with_name(mark.name.removesuffix("-unfinished")), ignore_errors=True)
+        mark.unlink()
 
 
 @contextlib.contextmanager
@@ -174,7 +178,7 @@ def _failure(directory: Path, stage: Stage) -> Iterator[None]:
     """Leave nothing half-written behind a failure, and tell a full disk from a bug."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         _clear(directory, stage)
         if artifacts.disk_full(error):
             raise UserError(f"{directory}: no space left on device; what is finished is kept") from error

@@ -124,7 +124,7 @@ def main(stage: str, config_path: str, parent: str, sink: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)
     try:
         metrics = GRAPH[stage].run(configuration.load(config_path), Path(config_path).parent.parent)
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         traceback.print_exc()
         if artifacts.disk_full(error):
             error = errors.UserError("no space left on device")

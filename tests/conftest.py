@@ -46,6 +46,8 @@ def _random_checkpoint(kind: str, directory: Path) -> None:
                     parameter.normal_(1.0, 0.2)
                 elif name.endswith("bias"):
                     parameter.normal_(0.0, 0.5)
+                elif name.startswith("model.layers.1.") and ("o_proj" in name or "down_proj" in name):
+                    parameter *= 0.2  # layers by importance are not simply first to last
     if kind == "bf16":
         model = model.bfloat16()
     model.save_pretrained(directory, max_shard_size="100KB" if kind == "sharded" else "5GB")

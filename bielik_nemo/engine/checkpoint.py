@@ -17,7 +17,6 @@ import enum
 import os
 import pickle
 import queue
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +42,7 @@ _DATA_NAMES = {
 
 
 def _enum_member(kind: type, name: str) -> enum.Enum:
-    """What some Python versions pickle an enumeration's member as `getattr` for; getattr itself would reach any code."""
+    """What some Python versions name `getattr` for, to pickle an enumeration's member; getattr would reach any code."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         raise CheckpointError(f"takes {name!r} of {kind!r}, which is not an enumeration")
     return kind[name]
@@ -122,17 +121,8 @@ def _io():
 
 def save(model: GPTModel, directory: Path) -> None:
     """Write the weights of a model that is spread over all ranks; `directory` appears only when complete."""
-    partial = directory.with_name(directory.name + ".partial")
-    if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    distributed.barrier()
-    with in_process_results_queue():
+    with distributed.whole_directory(directory) as partial, in_process_results_queue():
         _io().save_checkpoint({"state_dict": model.sharded_state_dict(prefix="module.")}, partial)
-    distributed.barrier()
-    if distributed.rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
-    distributed.barrier()
 
 
 def load(model: GPTModel, directory: Path) -> None:
@@ -141,12 +131,16 @@ def load(model: GPTModel, directory: Path) -> None:
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or its tensors are not this model's.
     """
+    from torch.distributed.checkpoint import CheckpointException  # a BaseException, one cause for each rank
+
     check(directory)
     try:
         with _weights_only():
             wanted = {"state_dict": model.sharded_state_dict(prefix="module.")}
             state = _io().load_checkpoint(directory, wanted, strict=True)
-    except Exception as error:
-        raise CheckpointError(f"{directory}: cannot be loaded into this model: {error}") from error
+    except (Exception, CheckpointException) as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        reason = str(cause).strip().partition("\n")[0]
+        raise CheckpointError(f"{directory}: cannot be loaded into this model ({reason})") from error
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
     model.load_state_dict(weights, strict=True)

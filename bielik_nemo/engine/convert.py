@@ -130,44 +130,46 @@ def save_hf(
     Raises:
         CheckpointError: a tensor of the architecture was not written, or one more than it has.
     """
-    first = distributed.rank() == 0
-    partial = directory.with_name(directory.name + ".partial")
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    files: list[list[str]] = []
-    shard: dict[str, Tensor] = {}
-    total = size = 0
-
-    def flush() -> None:
-        if shard:
-            save_file(shard, partial / f"shard-{len(files)}.safetensors", metadata={"format": "pt"})
-            files.append(list(shard))
-            shard.clear()
-
-    for name, tensor in gathered_hf_tensors(model, a):
-        if not first:
-            continue
-        tensor = tensor.to(DTYPES[dtype])
-        nbytes = tensor.numel() * tensor.element_size()
-        if shard and size + nbytes > max_shard_gib * 2**30:
-            flush()
-            size = 0
-        shard[name] = tensor.contiguous()
-        size, total = size + nbytes, total + nbytes
-    if first:
-        flush()
+    with distributed.whole_directory(directory) as partial:
+        files, total = _write_shards(gathered_hf_tensors(model, a), partial, int(max_shard_gib * 2**30), DTYPES[dtype])
+        if distributed.rank() != 0:
+            return
         written = [name for names in files for name in names]
         expected = expected_shapes(a)
         if sorted(written) != sorted(expected):
             odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
             raise CheckpointError(f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}")
         _name_shards(partial, files, total)
-        (partial / "config.json").write_text(json.dumps(a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer), indent=2) + "\n")
+        config = a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer)
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_tokenizer(tokenizer, partial)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
-    distributed.barrier()
+
+
+def _write_shards(
+    tensors: Iterator[tuple[str, Tensor]], directory: Path, max_bytes: int, dtype: torch.dtype
+) -> tuple[list[list[str]], int]:
+    """Write numbered shards on rank 0; returns the names in each, and the bytes of all."""
+    files: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+
+    def flush() -> None:
+        save_file(shard, directory / f"shard-{len(files)}.safetensors", metadata={"format": "pt"})
+        files.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if distributed.rank() != 0:
+            continue
+        nbytes = tensor.numel() * dtype.itemsize
+        if shard and size + nbytes > max_bytes:
+            flush()
+            size = 0
+        shard[name] = tensor.to(dtype).contiguous()
+        size, total = size + nbytes, total + nbytes
+    if shard:
+        flush()
+    return files, total
 
 
 def _name_shards(directory: Path, files: list[list[str]], total: int) -> None:

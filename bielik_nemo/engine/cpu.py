@@ -152,7 +152,7 @@ def _patch_collectives() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: logits are hundreds of MB, and mapping them anew each time costs a fifth of a step."""
+    """Let glibc keep freed blocks: logits are hundreds of MB, and mapping them anew costs a fifth of a step."""
     m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -42,7 +42,7 @@ class HeldOut:
 
 
 def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:
-    """Write `<prefix>.bin` and `<prefix>.idx`, one Megatron document for each list of token ids; return the token count.
+    """Write `<prefix>.bin` and `<prefix>.idx`, one Megatron document per list of token ids; return the token count.
 
     The index is written last, under its final name only when the data are complete.
     """

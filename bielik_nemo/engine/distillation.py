@@ -19,6 +19,7 @@ from nemo.collections import llm
 from nemo.collections.llm.modelopt.distill.model import DistillationGPTModel
 from nemo.collections.llm.modelopt.distill.utils import DistillationConfig, adjust_distillation_model_for_mcore
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
+from nv_one_logger.api.one_logger_provider import OneLoggerProvider
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
@@ -141,7 +142,8 @@ class DistillationModel(DistillationGPTModel):
         """
         if hasattr(self, "module"):
             return
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "pipeline_dtype"):
+        sizes = (f"{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context"))
+        for name in (*sizes, "pipeline_dtype"):
             setattr(self._teacher_config, name, getattr(self.config, name))
         for config, a in ((self.config, self.student), (self._teacher_config, self.teacher)):
             config.vocab_size = a.padded_vocab_size(config.tensor_model_parallel_size)
@@ -163,8 +165,8 @@ class DistillationModel(DistillationGPTModel):
             ],
         )
         adjust_distillation_model_for_mcore(joined, DistillationConfig())
-        # Where student and teacher part in what a pipeline stage receives: NeMo learns it in the first training step, the
-        # student is measured before.
+        # Where student and teacher part in what a pipeline stage receives: NeMo learns it in the first training step,
+        # and the student is measured before.
         joined.set_student_input_tensor_shape([(self.config.hidden_size,)])
         models.use_padding_free_loss(joined, self.student, skip_in_training=True)
         self.module = joined
@@ -183,6 +185,8 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
     Returns:
         This rank's student without wrappers; its sharded state dict leaves the teacher out.
     """
+    # NeMo's telemetry has no exporter here, and leaves its complaints in the working directory.
+    OneLoggerProvider.instance().force_disable_logging()
     synchronous = not trainer.strategy.async_save
     with checkpoint.in_process_results_queue() if synchronous else contextlib.nullcontext():
         llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)

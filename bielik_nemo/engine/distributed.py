@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -102,3 +104,28 @@ def barrier() -> None:
     """Wait for all ranks, where there are several."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Yield a directory for all ranks to write in, which becomes `directory` when the block ends.
+
+    It replaces one that is there, and vanishes when rank 0 raises.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    first = rank() == 0
+    try:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        yield partial
+        barrier()
+        if first:
+            shutil.rmtree(directory, ignore_errors=True)
+            os.replace(partial, directory)
+    except BaseException:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    barrier()

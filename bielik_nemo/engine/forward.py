@@ -46,7 +46,8 @@ def run(
 
         def forward_step(_: Iterator, stage: GPTModel, inputs=inputs, targets=targets):
             positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-            output = stage(inputs.contiguous(), positions, None, labels=None if targets is None else targets.contiguous())
+            successors = None if targets is None else targets.contiguous()
+            output = stage(inputs.contiguous(), positions, None, labels=successors)
             return output, lambda out, non_loss_data=True: consume(out)
 
         results += schedule(
@@ -77,12 +78,15 @@ def from_last_stage(value: Tensor) -> Tensor:
     return value
 
 
-def held_out_loss(model: GPTModel, blocks: Tensor, batch_size: int, on_batch: Callable[[], None] = lambda: None) -> float:
+def held_out_loss(
+    model: GPTModel, blocks: Tensor, batch_size: int, on_batch: Callable[[], None] = lambda: None
+) -> float:
     """Mean cross-entropy in nats per token over blocks `[n, s + 1]`; the same on every rank.
 
     Runs the same blocks on every data-parallel rank, so that the value does not depend on the layout.
     """
-    sums = run(model, list(blocks.split(batch_size)), lambda losses: losses.double().sum(), labels=True, on_batch=on_batch)
+    batches = list(blocks.split(batch_size))
+    sums = run(model, batches, lambda losses: losses.double().sum(), labels=True, on_batch=on_batch)
     device = next(model.parameters()).device
     total = torch.stack(sums).sum().to(device) if sums else torch.zeros((), dtype=torch.float64, device=device)
     return from_last_stage(total).item() / (blocks.shape[0] * (blocks.shape[1] - 1))

@@ -29,7 +29,9 @@ class SafetensorsReader:
         if (directory / INDEX).is_file():
             try:
                 files = json.loads((directory / INDEX).read_text())["weight_map"]
-            except (ValueError, KeyError) as error:
+                if not all(isinstance(file, str) for file in files.values()):
+                    raise ValueError("a file name is not a string")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{directory / INDEX}: not a safetensors index ({error})") from None
         elif (directory / "model.safetensors").is_file():
             files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")

@@ -53,7 +53,7 @@ class Scores:
     units: dict[str, Tensor]
 
     def kept_layers(self, count: int) -> list[int]:
-        """0-based indices of the `count` most important layers, in model order (Model Optimizer's own order of ties)."""
+        """0-based indices of the `count` most important layers, in model order; ties as in Model Optimizer."""
         order = sorted(range(len(self.layers)), key=lambda i: self.layers[i].item(), reverse=True)
         return sorted(order[:count])
 
@@ -168,6 +168,21 @@ def _modelopt_state(scores: Scores, stages: int) -> dict:
     }
 
 
+def _check_owner(scores: Scores, source: Architecture) -> None:
+    """Compare the shapes of scores with an architecture's."""
+    expected = {"layers": source.num_layers}
+    expected |= {f"norms.{i}": source.hidden_size for i in range(2 * source.num_layers)}
+    for i in range(source.num_layers):
+        expected[f"decoder.layers.{i}.self_attention"] = source.num_attention_heads * source.head_dim
+        expected[f"decoder.layers.{i}.mlp"] = source.ffn_hidden_size
+    found = {name: tensor.numel() for name, tensor in {"layers": scores.layers, **scores.units}.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"scores are another model's: found {found.get(name, 0)} of {name}, this model has {expected.get(name, 0)}"
+            )
+
+
 def prune(model: GPTModel, source: Architecture, target: Architecture, scores: Scores) -> GPTModel:
     """Cut a model to a target by given scores, in place.
 
@@ -184,8 +199,7 @@ def prune(model: GPTModel, source: Architecture, target: Architecture, scores: S
     from megatron.core import parallel_state
 
     stages = parallel_state.get_pipeline_model_parallel_world_size()
-    if len(scores.layers) != source.num_layers:
-        raise CheckpointError(f"scores are of a model with {len(scores.layers)} layers, this one has {source.num_layers}")
+    _check_owner(scores, source)
     if target != source:
         with tempfile.TemporaryDirectory() as directory:
             rank = distributed.rank()

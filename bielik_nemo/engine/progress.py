@@ -52,7 +52,7 @@ class TrainingProgress(pl.Callback):
         self.open = contextlib.ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open the bar; on resume keep the records of finished steps only. Measure a student that is not trained yet."""
+        """Open the bar; on resume keep the records of finished steps only; measure an untrained student."""
         step = trainer.global_step
         kept = [record for record in read(self.path) if 0 < step >= record["step"]]
         self.start = time.monotonic() - max((record["seconds"] for record in kept), default=0.0)

@@ -62,7 +62,7 @@ def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> r
         tensor_model_parallel_size=config.parallel.tp,
         pipeline_model_parallel_size=config.parallel.pp,
         pipeline_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
-        # torch's AdamW, which serves on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
+        # torch's AdamW, used on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
         ddp=run.Config(DistributedDataParallelConfig, use_distributed_optimizer=cuda, check_for_nan_in_grad=True),
         gradient_as_bucket_view=True,
         ckpt_async_save=cuda,
@@ -123,7 +123,9 @@ def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
     )
 
 
-def data(config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Path) -> run.Config[PreTrainingDataModule]:
+def data(
+    config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Path
+) -> run.Config[PreTrainingDataModule]:
     """Megatron indexed datasets through NeMo's resumable data module."""
     return run.Config(
         PreTrainingDataModule,

@@ -2,9 +2,9 @@
 
     ranks.py INPUTS OUT LAYOUT:PART,PART... LAYOUT:PART...
 
-INPUTS holds the Hugging Face checkpoints, datasets and tokenizer of `conftest.inputs`; a LAYOUT is a key of `LAYOUTS`. Every
-case leaves its result in OUT/LAYOUT/results.json as soon as it is there, and its files beside it. All layouts start from
-the Megatron checkpoints of `single`.
+INPUTS holds the Hugging Face checkpoints, datasets and tokenizer of `conftest.inputs`; a LAYOUT is a key of `LAYOUTS`.
+Every case leaves its result in OUT/LAYOUT/results.json as soon as it is there, and its files beside it. All layouts start
+from the Megatron checkpoints of `single`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Layout:
         self.inputs, self.root, self.name = inputs, out, name
         self.out = out / name
         self.tp, self.pp = LAYOUTS[name]
-        self.results: dict = {}
         self.out.mkdir(parents=True, exist_ok=True)
+        before = self.out / "results.json"
+        self.results: dict = json.loads(before.read_text()) if before.is_file() else {}
 
     def record(self, case: str, value: object) -> None:
         from bielik_nemo.engine import distributed
@@ -99,9 +100,9 @@ class Layout:
         from bielik_nemo.engine.hf_reader import SafetensorsReader
 
         with self.layout():
-            for origin, kind in itertools.product({"tp2", "pp2"} - {self.name}, os.listdir(self.root / "tp2" / "megatron")):
-                directory = self.root / origin / "megatron" / kind
-                if not directory.is_dir():
+            for directory in sorted(self.root.glob("?p2/megatron/*")):
+                origin, kind = directory.parts[-3], directory.name
+                if origin == self.name:
                     continue
                 a, reader = self.architecture(kind), SafetensorsReader(self.inputs / kind)
                 differing = []
@@ -132,7 +133,8 @@ class Layout:
         calibration = datasets.blocks(self.inputs / "train", SEQ_LENGTH, 6 * SEQ_LENGTH)[:, :-1]
         batches = list(calibration.split(2))
         with self.layout():
-            scores = minitron.score(self.model(a, self.megatron("llama")), a, lambda m: forward.run(m, batches, lambda _: None))
+            megatron = self.model(a, self.megatron("llama"))
+            scores = minitron.score(megatron, a, lambda m: forward.run(m, batches, lambda _: None))
             if distributed.rank() == 0:
                 scores.save(self.out / "scores.safetensors")
             for name, axes in PRUNINGS.items():
@@ -152,7 +154,7 @@ class Layout:
         import torch
 
         from bielik_nemo.architecture import Architecture
-        from bielik_nemo.engine import checkpoint, datasets, distillation, training
+        from bielik_nemo.engine import checkpoint, distillation, training
 
         batches: list = []
 
@@ -171,27 +173,30 @@ class Layout:
         config.data.seq_length, config.data.global_batch_size = SEQ_LENGTH, BATCH
         config.data.micro_batch_size = micro_batch_size
         config.trainer.max_steps, config.trainer.log_every, config.trainer.checkpoint_every = steps, 1, 2
-        config.trainer.validate_every = 3
-        config.optim.warmup_steps, config.optim.lr = 2, 1e-3
+        config.trainer.validate_every, config.data.held_out_tokens = 3, HELD_OUT
+        # Clipping is at work in every step; the norm that is reported is the one before it.
+        config.optim.warmup_steps, config.optim.lr, config.optim.clip_grad = 2, 1e-3, 0.3
         shapes = {
             role: run.Config(Architecture, **asdict(self.architecture(source)))
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
         }
-        held_out = self.inputs / "held_out"
-        measured = run.Config(datasets.HeldOut, str(held_out), SEQ_LENGTH, 8 * SEQ_LENGTH, 4)
+        data = training.data(
+            config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", here / "index"
+        )
+        held_out = training.held_out(config, self.inputs / "held_out")
         task = run.Partial(
             distillation.train,
             model=run.Config(
                 Recording,
                 **shapes,
                 teacher_checkpoint=str(self.megatron(kind)),
-                gate=run.Config(distillation.TeacherGate, measured, 20.0, None, 0.02),
+                gate=run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02),
                 temperature=2.0,
                 dtype="float32",
                 seq_length=SEQ_LENGTH,
             ),
-            data=training.data(config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", here / "index"),
-            trainer=training.trainer(config, here / "metrics.jsonl", measured),
+            data=data,
+            trainer=training.trainer(config, here / "metrics.jsonl", held_out),
             log=training.logger(config, here),
             resume=training.resume(self.megatron(f"{kind}_student")),
             optim=training.optimizer(config),

@@ -1,0 +1,79 @@
+"""Every stage reads only the settings that it declares, and declares only what it reads.
+
+The fingerprint of a stage is made of its declared keys: one that is read but not declared would let an old result pass
+for a new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bielik_nemo.config import STAGES, Config
+from bielik_nemo.stages import GRAPH, Stage
+
+
+def recording(section: Any, read: set[str], prefix: str = "") -> Any:
+    """A copy of a configuration that notes the dotted name of every value that is read from it."""
+    values = {field.name: getattr(section, field.name) for field in fields(section)}
+    inner = {name: recording(value, read, f"{prefix}{name}.") for name, value in values.items() if is_dataclass(value)}
+
+    def note(self: Any, name: str) -> Any:
+        if name == "__dict__":  # vars() reads all of them
+            read.update(prefix + each for each in values if each not in inner)
+        elif name in values and name not in inner:
+            read.add(prefix + name)
+        return object.__getattribute__(self, name)
+
+    copy = replace(section, **inner)
+    copy.__class__ = make_dataclass("Recording", [], bases=(type(section),), namespace={"__getattribute__": note})
+    return copy
+
+
+def declared(key: str, keys: tuple[str, ...]) -> bool:
+    """Whether a key or one of the sections around it is among `keys`."""
+    return any(f"{key}.".startswith(f"{name}.") for name in keys)
+
+
+def test_recording_notes_values_and_not_sections():
+    read: set[str] = set()
+    config = recording(Config(), read)
+    assert config.world_size == 1 and config.optim is not None
+    assert read == {"cluster.nodes", "cluster.devices_per_node", "parallel.tp", "parallel.pp"}
+
+
+@pytest.fixture(scope="module")
+def reads(chain) -> dict[str, set[str]]:
+    """What each stage reads in a whole run."""
+    read: dict[str, set[str]] = {name: set() for name in STAGES}
+    run = Stage.run
+
+    def recorded(stage: Stage, config: Config, run_dir: Path) -> dict[str, Any]:
+        return run(stage, recording(config, read[stage.name]), run_dir)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "run", recorded)
+        chain.run(chain.empty("reads"))
+    return read
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_reads_only_what_it_declares(name: str, reads):
+    stage = GRAPH[name]
+    assert [key for key in sorted(reads[name]) if not declared(key, stage.keys + stage.free)] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_reads_all_that_it_declares(name: str, reads):
+    stage = GRAPH[name]
+    assert [key for key in stage.keys + stage.free if not any(declared(read, (key,)) for read in reads[name])] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_nothing_is_declared_twice(name: str):
+    stage = GRAPH[name]
+    assert [key for key in stage.keys if declared(key, stage.free)] == []
+    assert [key for key in stage.free if declared(key, stage.keys)] == []

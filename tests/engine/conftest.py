@@ -1,0 +1,142 @@
+"""The runs of `ranks.py`, each done once per session: one process here, two under torchrun, and one that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import ranks`
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+class Results:
+    """What one layout left: `results[case]`, and its files below `path`."""
+
+    def __init__(self, path: Path, log: Path):
+        self.path, self.log = path, log
+
+    def __getitem__(self, case: str) -> Any:
+        file = self.path / "results.json"
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if case not in found:
+            pytest.fail(f"{self.path.name}: {case!r} did not finish; its log ends with\n{self.log.read_text()[-4000:]}")
+        return found[case]
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """Records of a finished training run, without times."""
+        assert self[f"distill {name}"] == "done"
+        lines = (self.path / name / "metrics.jsonl").read_text().splitlines()
+        timed = {"seconds", "tokens_per_second"}
+        return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], Path]) -> Path:
+    """Every random checkpoint, a tokenizer that pads with its end-of-text token, and two datasets of random tokens."""
+    from bielik_nemo.data import tiny
+    from bielik_nemo.engine import datasets
+
+    base = tmp_path_factory.mktemp("inputs")
+    for kind in random_hf.kinds:
+        (base / kind).symlink_to(random_hf(kind))
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base / "tokenizer")
+    draw = random.Random(0)
+    for name in ("train", "held_out"):
+        lengths = [draw.randint(20, 300) for _ in range(40)]
+        documents = [[*(draw.randrange(256) for _ in range(n)), tokenizer.eos_token_id] for n in lengths]
+        datasets.write(base / name, documents, vocab_size=263)
+    return base
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all layouts leave their files."""
+    return tmp_path_factory.mktemp("out")
+
+
+def _here(inputs: Path, out: Path, work: str) -> Results:
+    import ranks
+
+    layout, parts = work.split(":")
+    log = out / f"{layout}.log"
+    for part in parts.split(","):
+        try:
+            ranks.main(str(inputs), str(out), f"{layout}:{part}")
+        except Exception:
+            log.write_text(traceback.format_exc())
+    return Results(out / layout, log)
+
+
+def _processes(inputs: Path, out: Path, count: int, *work: str) -> Path:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *launcher, str(RANKS), str(inputs), str(out), *work]
+    log = out / f"{'+'.join(item.replace(':', '-').replace(',', '-') for item in work)}.log"
+    with open(log, "w") as stream, subprocess.Popen(
+        command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            process.wait(timeout=400)
+        except subprocess.TimeoutExpired:  # a rank waits for another: the cases that did not finish say so
+            process.terminate()
+    return log
+
+
+@pytest.fixture(scope="session")
+def single(inputs: Path, out: Path) -> Results:
+    """One process, this one."""
+    return _here(inputs, out, "single:convert,forward,minitron,train,splits")
+
+
+@pytest.fixture(scope="session")
+def two_ranks(inputs: Path, out: Path, single: Results) -> dict[str, Results]:
+    """Two processes as tp2, then pp2, then dp2; the tp2 run `resumed` was killed before."""
+    _processes(inputs, out, 2, "tp2:killed")
+    work = ["tp2:convert,forward,train,resumed", "pp2:convert,reshard,forward,minitron,train", "dp2:train"]
+    log = _processes(inputs, out, 2, *work)
+    return {name: Results(out / name, log) for name in ("tp2", "pp2", "dp2")}
+
+
+@pytest.fixture(scope="session")
+def resharded(inputs: Path, out: Path, two_ranks: dict[str, Results]) -> Results:
+    """One process that reads what two wrote."""
+    return _here(inputs, out, "single:reshard")
+
+
+@pytest.fixture(scope="session")
+def resumed(inputs: Path, out: Path, single: Results) -> Results:
+    """One process that goes on where another was killed."""
+    _processes(inputs, out, 1, "single:killed")
+    return _here(inputs, out, "single:resumed")
+
+
+@pytest.fixture
+def layout(request: pytest.FixtureRequest) -> Results:
+    """The results of the layout that `@pytest.mark.parametrize("layout", [...], indirect=True)` names."""
+    if request.param == "single":
+        return request.getfixturevalue("single")
+    return request.getfixturevalue("two_ranks")[request.param]
+
+
+@pytest.fixture
+def llama(inputs: Path) -> Iterator[tuple[Any, Any]]:
+    """A Megatron model of the kind `llama` and its architecture, laid out for one process while the test runs."""
+    from bielik_nemo.architecture import Architecture
+    from bielik_nemo.engine import convert, distributed, model
+
+    a = Architecture.from_hf(inputs / "llama")
+    with distributed.model_parallel():
+        megatron = model.build(model.gpt_config(a, seq_length=128), a)
+        convert.load_hf(megatron, inputs / "llama", a)
+        yield megatron, a

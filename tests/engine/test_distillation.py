@@ -1,0 +1,290 @@
+"""One training run under every layout: the same loss and gradient, those of plain transformers; the gate; going on.
+
+Teacher 4 layers, FFN 96; student 2 layers, FFN 64; random weights; temperature 2; 4 sequences of 32 tokens a step. The
+vocabulary of `llama` is 263, padded to 384 (192 columns for each of two ranks, 71 real ones on the second); `tied` shares
+its embedding, of which two pipeline stages hold a copy each. The reference is
+
+    loss = 4 / (4 * 32) * sum over 128 tokens of KL(softmax(teacher / 2) || softmax(student / 2))
+
+in float64, and its gradient by autograd.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from transformers import AutoModelForCausalLM
+
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.engine import checkpoint, convert, datasets, distributed, forward, model
+from bielik_nemo.errors import CheckpointError, GateError
+
+on_two_ranks = pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2"], indirect=True)
+KINDS = ("llama", "tied")
+
+
+def training(metrics: list[dict]) -> list[dict]:
+    return [record for record in metrics if "loss" in record]
+
+
+def held_out(metrics: list[dict]) -> list[dict]:
+    return [record for record in metrics if "held_out_loss" in record]
+
+
+@pytest.fixture(scope="module")
+def reference(single, inputs):
+    """By kind: loss and gradient norm of the first step, in float64 with plain transformers."""
+
+    def compute(kind: str) -> tuple[float, float]:
+        single[f"distill {kind}"]
+        batch = torch.load(single.path / kind / "batch.pt", weights_only=True)
+        assert batch["tokens"].shape == (4, 32)
+        teacher, student = (
+            AutoModelForCausalLM.from_pretrained(inputs / name, dtype=torch.float64) for name in (kind, f"{kind}_student")
+        )
+        with torch.no_grad():
+            p = (teacher(batch["tokens"]).logits / 2).log_softmax(-1)
+        q = (student(batch["tokens"]).logits / 2).log_softmax(-1)
+        loss = 4 * (p.exp() * (p - q)).sum(-1).mean()
+        loss.backward()
+        squares = [parameter.grad.square().sum() for parameter in student.parameters()]
+        return loss.item(), torch.stack(squares).sum().sqrt().item()
+
+    return {kind: compute(kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_step_is_that_of_plain_transformers(kind, single, reference):
+    loss, norm = reference[kind]
+    first = training(single.metrics(kind))[0]
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(loss, rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert loss > 0.5
+    assert norm > 0.3  # above optim.clip_grad: the norm is the one before clipping
+
+
+@on_two_ranks
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_step_is_the_same_under_every_layout(kind, layout, single):
+    one, two = (training(results.metrics(kind))[0] for results in (single, layout))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+@on_two_ranks
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_runs_are_the_same_under_every_layout(kind, layout, single):
+    """Six steps of AdamW amplify the differences of fp32 sums a little."""
+    one, two = single.metrics(kind), layout.metrics(kind)
+    assert [record.keys() for record in one] == [record.keys() for record in two]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_split_into_micro_batches_changes_nothing(size, single):
+    whole, split = (training(single.metrics(name))[0] for name in ("llama", f"split{size}"))
+    assert split["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_trains(kind, single):
+    """Held-out cross-entropy falls, records are complete: steps 1 to 6, measured at 0, 3 and 6; 128 tokens a step."""
+    metrics = single.metrics(kind)
+    assert [record["step"] for record in training(metrics)] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in held_out(metrics)] == [0, 3, 6]
+    assert all(record["tokens"] == 128 * record["step"] for record in metrics)
+    assert held_out(metrics)[-1]["held_out_loss"] < held_out(metrics)[0]["held_out_loss"] - 0.01
+
+
+def cross_entropy(directory: Path, blocks: torch.Tensor) -> float:
+    hf = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    with torch.no_grad():
+        logits = hf(blocks[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2", "pp2", "dp2"], indirect=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_curve_starts_at_the_student_that_was_given_and_ends_at_the_one_that_is_kept(kind, layout, inputs, tmp_path):
+    blocks = datasets.blocks(inputs / "held_out", ranks.SEQ_LENGTH, ranks.HELD_OUT)
+    measured = held_out(layout.metrics(kind))
+    assert measured[0]["held_out_loss"] == pytest.approx(cross_entropy(inputs / f"{kind}_student", blocks), rel=1e-5)
+    a = Architecture.from_hf(inputs / f"{kind}_student")
+    with distributed.model_parallel():
+        kept = model.build(model.gpt_config(a, seq_length=32), a)
+        checkpoint.load(kept, layout.path / kind / "megatron")
+        convert.save_hf(kept, tmp_path / "hf", a)
+    assert measured[-1]["held_out_loss"] == pytest.approx(cross_entropy(tmp_path / "hf", blocks), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
+def test_a_killed_run_goes_on_bit_identically(layout, request):
+    """SIGKILL after step 5; the checkpoint of step 4 is the newest. Losses and norms are equal to the last bit."""
+    if layout.path.name == "single":
+        layout = request.getfixturevalue("resumed")
+    whole, resumed = layout.metrics("llama"), layout.metrics("resumed")
+    assert resumed == whole
+    one, two = (_tensors(layout.path / name / "megatron") for name in ("llama", "resumed"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a Megatron checkpoint, without a model."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = FileSystemReader(directory / "weights")
+    entries = reader.read_metadata().state_dict_metadata.items()
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def test_the_killed_run_did_not_finish_by_itself(resumed):
+    """So that the test above can fail: the interrupted attempt left a TensorBoard file of its own."""
+    resumed["distill resumed"]
+    events = list((resumed.path / "resumed").rglob("events.out.tfevents*"))
+    assert len(events) == 2
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2", "pp2"], indirect=True)
+def test_the_teacher_is_not_saved(layout):
+    """The student's checkpoint has its own 2 layers and no other tensors; so do those of the run."""
+    layout["distill llama"]
+    here = layout.path / "llama"
+    directories = [here / "megatron", *(path.parents[1] for path in here.glob("checkpoints/*/weights/.metadata"))]
+    assert len(directories) == 2
+    for directory in directories:
+        names = [name for name in _tensors(directory) if not name.startswith(("optimizer", "chained"))]
+        assert not any("teacher" in name for name in names)
+        assert _tensors(directory)["module.decoder.layers.mlp.linear_fc2.weight"].shape == (2, 64, 64)
+
+
+# The gate
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_hf, tmp_path_factory) -> Path:
+    """The trained tiny model as a Megatron checkpoint, and its own kind of text as held-out dataset."""
+    from transformers import AutoTokenizer
+
+    from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
+
+    directory = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_hf)
+    document = next(iter(read_documents(PACKAGE_DOCS))).text[:4000]
+    datasets.write(directory / "held_out", [tokenizer(document)["input_ids"]], 263)
+    a = Architecture.from_hf(tiny_hf)
+    with distributed.model_parallel():
+        megatron = model.build(model.gpt_config(a, seq_length=64), a)
+        convert.load_hf(megatron, tiny_hf, a)
+        checkpoint.save(megatron, directory / "good")
+        with torch.no_grad():
+            megatron.embedding.word_embeddings.weight.zero_()
+        checkpoint.save(megatron, directory / "zeroed")
+    return directory
+
+
+def gate(tiny: Path, max_loss: float = 4.0, expected: float | None = None, tolerance: float = 0.02):
+    from bielik_nemo.engine.distillation import TeacherGate
+
+    return TeacherGate(datasets.HeldOut(str(tiny / "held_out"), 64, 1024, 4), max_loss, expected, tolerance)
+
+
+def judge(tiny: Path, tiny_hf: Path, checkpoint_name: str, **settings) -> float:
+    a = Architecture.from_hf(tiny_hf)
+    with distributed.model_parallel():
+        teacher = model.build(model.gpt_config(a, seq_length=64), a)
+        checkpoint.load(teacher, tiny / checkpoint_name)
+        return gate(tiny, **settings)(teacher)
+
+
+def test_a_good_teacher_passes(tiny, tiny_hf):
+    blocks = datasets.blocks(tiny / "held_out", 64, 1024)
+    expected = cross_entropy(tiny_hf, blocks)
+    assert expected < 3.5
+    assert judge(tiny, tiny_hf, "good", expected=expected) == pytest.approx(expected, rel=1e-5)
+    assert judge(tiny, tiny_hf, "good", expected=expected * 1.019) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_with_a_zeroed_embedding_is_stopped(tiny, tiny_hf):
+    """All hidden states are zero, all logits equal: ln 263 = 5.572 nats."""
+    with pytest.raises(GateError, match=r"teacher: held-out loss 5\.572 .* at step 0, .*distill\.gate_max_loss=4\.0"):
+        judge(tiny, tiny_hf, "zeroed")
+
+
+@pytest.mark.parametrize("factor", [1.03, 0.97])
+def test_a_teacher_with_another_loss_than_the_source_model_is_stopped(factor, tiny, tiny_hf):
+    """3 % off, in either direction, where 2 % are allowed."""
+    loss = judge(tiny, tiny_hf, "good")
+    with pytest.raises(GateError, match=rf"the source model measured {loss * factor:.4f}; distill\.gate_tolerance=0\.02"):
+        judge(tiny, tiny_hf, "good", expected=loss * factor)
+
+
+def test_a_loss_that_is_not_a_number_is_stopped(tiny, tiny_hf, monkeypatch):
+    monkeypatch.setattr(forward, "held_out_loss", lambda *args: float("nan"))
+    with pytest.raises(GateError, match="held-out loss nan"):
+        judge(tiny, tiny_hf, "good", expected=2.0)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error", "named"),
+    [("zeroed", GateError, "held-out loss 5.572"), ("truncated", CheckpointError, "not a finished Megatron checkpoint")],
+)
+def test_a_bad_teacher_stops_the_stage_before_the_first_step(teacher, error, named, tiny, tiny_hf, tmp_path):
+    """Through the stage itself: nothing but logs is left of it."""
+    from bielik_nemo.config import Config
+    from bielik_nemo.stages import distill
+
+    a = Architecture.from_hf(tiny_hf)
+    for stage in ("import_hf", "prune"):
+        (tmp_path / stage).mkdir()
+        a.to_json(tmp_path / stage / "architecture.json")
+        shutil.copytree(tiny / "good", tmp_path / stage / "megatron")
+    if teacher == "zeroed":
+        shutil.rmtree(tmp_path / "import_hf" / "megatron")
+        shutil.copytree(tiny / "zeroed", tmp_path / "import_hf" / "megatron")
+    else:
+        (tmp_path / "import_hf" / "megatron" / "weights" / ".metadata").unlink()
+    shutil.copytree(tiny_hf, tmp_path / "import_hf" / "tokenizer")
+    (tmp_path / "data").mkdir()
+    for name, suffix in ((n, s) for n in ("train", "held_out") for s in ("bin", "idx")):
+        shutil.copyfile(tiny / f"held_out.{suffix}", tmp_path / "data" / f"{name}.{suffix}")
+    (tmp_path / "distill").mkdir()
+    config = Config()
+    config.data.seq_length, config.data.global_batch_size, config.data.held_out_tokens = 64, 2, 1024
+    config.trainer.max_steps = 2
+    with pytest.raises(error, match=named):
+        distill.run(config, tmp_path)
+    here = tmp_path / "distill"
+    assert not (here / "megatron").exists()
+    assert not (here / "metrics.jsonl").exists()
+    assert not list(here.rglob("*.distcp"))
+
+
+def test_criterion_is_the_loss_on_captured_logits():
+    """Model Optimizer hands over (logits, bias) in [s, b, v] and Megatron's mask [b, s]; 3 of 4 tokens count."""
+    from bielik_nemo.engine.distillation import ForwardKL
+    from bielik_nemo.losses import forward_kl
+
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 2, 8, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    with distributed.model_parallel():
+        total, count = ForwardKL(2.0, 7)((student, None), (teacher, None), mask)
+    expected, _ = forward_kl(student, teacher, mask.T, temperature=2.0, vocab_size=7)
+    other, _ = forward_kl(student, teacher, mask, temperature=2.0, vocab_size=7)
+    assert total == expected != other
+    assert count == 3

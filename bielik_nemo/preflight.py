@@ -58,12 +58,12 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local = warnings if elsewhere else errors
         local += absent
         if "import_hf" in wanted and Path(config.model.source).is_dir():
-            errors += _checkpoint(config)
+            errors += _checkpoint(config, tokenizer_needed="data" in wanted)
         if "data" in wanted:
             local += _absent_texts(config)
             errors += _texts(config)
         errors += _run_dir(config)
-        if costs := _costs(config, errors):
+        if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
             warnings += _memory(config, costs)
         warnings += _oddities(config)
@@ -73,14 +73,14 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
 
 def costs(config: Config) -> budget.Budget | None:
     """The budget, if the configuration is possible and the source's shape is known."""
-    return None if problems(config) else _costs(config, [])
+    return None if problems(config) else _costs(config, [], config.pipeline.stages)
 
 
-def _costs(config: Config, errors: list[str]) -> budget.Budget | None:
+def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.Budget | None:
     source = architecture(config)
     if source is None:
         return None
-    if config.model.shape is None and (wrong := shape_problems(config, source)):
+    if config.model.shape is None and (wrong := shape_problems(config, source, wanted)):
         errors += wrong
         return None
     return budget.estimate(config, source)
@@ -104,7 +104,7 @@ def _absent_source(config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _checkpoint(config: Config) -> Iterator[str]:
+def _checkpoint(config: Config, tokenizer_needed: bool) -> Iterator[str]:
     """Problems of a checkpoint directory: its config, weights and tokenizer."""
     directory = Path(config.model.source)
     try:
@@ -120,7 +120,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
                 f"as in {directory / 'config.json'}, or model.shape=null"
             )
     yield from _weights(directory)
-    yield from _tokenizer(directory, found.vocab_size)
+    yield from _tokenizer(directory, found.vocab_size, tokenizer_needed)
 
 
 def _weights(directory: Path) -> Iterator[str]:
@@ -137,8 +137,8 @@ def _weights(directory: Path) -> Iterator[str]:
         yield f"model.source: {directory}: found no weights, allowed: *.safetensors files"
 
 
-def _tokenizer(directory: Path, vocab_size: int) -> Iterator[str]:
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+def _tokenizer(directory: Path, vocab_size: int, needed: bool) -> Iterator[str]:
+    if needed and not any((directory / name).is_file() for name in TOKENIZER_FILES):
         yield f"model.source: {directory}: found no tokenizer, allowed: one of {', '.join(TOKENIZER_FILES)}"
     path = directory / "tokenizer.json"
     if not path.is_file():

@@ -6,7 +6,7 @@ Types and key names are the schema's; here are ranges, allowed words, and what m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from bielik_nemo.architecture import Architecture
@@ -44,6 +44,10 @@ NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops")
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2")  # below 1
+SEQUENCES = {  # and the stages that read so many tokens at a time
+    "data.seq_length": {"score", "distill", "evaluate"},
+    "prune.calibration_seq_length": {"score"},
+}
 WORDS = {"model.dtype": ("float32", "bfloat16"), "trainer.precision": ("32", "bf16-mixed")}
 
 
@@ -64,8 +68,8 @@ def source_architecture(config: Config) -> Architecture | None:
         raise ConfigError(f"model.shape: {error}") from None
 
 
-def shape_problems(config: Config, source: Architecture) -> list[str]:
-    """What is wrong with pruning and splitting a model of this shape as the configuration says."""
+def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) -> list[str]:
+    """What is wrong with pruning and splitting a model of this shape as the configuration says, for these stages."""
     try:
         target = source.pruned_to(**asdict(config.prune.target))
     except ConfigError as error:
@@ -74,10 +78,10 @@ def shape_problems(config: Config, source: Architecture) -> list[str]:
     found = [f"{problem} (source model)" for problem in source.check_parallel(tp, pp)]
     if target != source:
         found += [f"{problem} (pruned model)" for problem in target.check_parallel(tp, pp)]
-    for key in ("data.seq_length", "prune.calibration_seq_length"):
+    longest = source.max_position_embeddings
+    for key, readers in SEQUENCES.items():
         length = view(config, [key])[key]
-        longest = source.max_position_embeddings
-        if length > longest:
+        if length > longest and not readers.isdisjoint(stages):
             found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context")
     return found
 
@@ -146,4 +150,4 @@ def _shapes(config: Config) -> list[str]:
         source = source_architecture(config)
     except ConfigError as error:
         return [str(error)]
-    return shape_problems(config, source) if source else []
+    return shape_problems(config, source, config.pipeline.stages) if source else []

@@ -166,6 +166,7 @@ def hf_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
         chat_template=_value(reader, "tokenizer.chat_template"),
         model_max_length=_value(reader, "llama.context_length"),
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # generate() refuses the usual token_type_ids
     )
 
 

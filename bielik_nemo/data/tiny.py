@@ -56,6 +56,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=_CHAT_TEMPLATE,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # generate() refuses the usual token_type_ids
     )
 
 

@@ -50,14 +50,18 @@ def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     partial = prefix.with_name(prefix.name + ".partial")
-    builder = IndexedDatasetBuilder(f"{partial}.bin", dtype=DType.optimal_dtype(vocab_size))
     tokens = 0
-    for ids in documents:
-        builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
-        tokens += len(ids)
-    builder.finalize(f"{partial}.idx")
-    for suffix in (".bin", ".idx"):
-        os.replace(f"{partial}{suffix}", f"{prefix}{suffix}")
+    try:
+        builder = IndexedDatasetBuilder(f"{partial}.bin", dtype=DType.optimal_dtype(vocab_size))
+        for ids in documents:
+            builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
+            tokens += len(ids)
+        builder.finalize(f"{partial}.idx")
+        for suffix in (".bin", ".idx"):
+            os.replace(f"{partial}{suffix}", f"{prefix}{suffix}")
+    finally:
+        for suffix in (".bin", ".idx"):
+            Path(f"{partial}{suffix}").unlink(missing_ok=True)
     return tokens
 
 

@@ -7,6 +7,7 @@ is `{"ended", "pid", "seconds", "operations"}`: the signal or minus the exit sta
 """
 
 import fnmatch
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,9 @@ import sys
 import time
 import traceback
 from pathlib import Path
+
+from bielik_nemo import config, pipeline
+from bielik_nemo.config import STAGES
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate")
 
@@ -45,8 +49,6 @@ def watch(run_dir: Path, kill: list | None, journal: int) -> None:
 
 def run(job: dict) -> dict:
     """Run one job in a fork of this process."""
-    from bielik_nemo import config, pipeline
-
     run_dir = Path(job["run_dir"])
     journal = run_dir.with_name(run_dir.name + ".journal")
     start = time.monotonic()
@@ -70,10 +72,8 @@ def run(job: dict) -> dict:
 
 
 def main(jobs: str, results: str) -> None:
-    import bielik_nemo.stages.distill
-    import bielik_nemo.stages.evaluate
-    import bielik_nemo.stages.export
-
+    for stage in STAGES:
+        importlib.import_module(f"bielik_nemo.stages.{stage}")
     found = [run(job) for job in json.loads(Path(jobs).read_text())]
     Path(results).write_text(json.dumps(found))
 

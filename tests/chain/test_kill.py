@@ -24,7 +24,7 @@ KILLER = Path(__file__).with_name("killer.py")
 # Of six steps with a checkpoint after every second: which stage is killed before which operation on which file, and at
 # how many steps a restart must begin (checkpoints are named by the index of their last step).
 MOMENTS = {
-    "import: weights without metadata": ("import_hf", "os.rename", "import_hf/megatron.partial/weights/.metadata", 1, None),
+    "import: weights without metadata": ("import_hf", "open", "import_hf/megatron.partial/*/.metadata.tmp", 1, None),
     "import: all but the manifest": ("import_hf", "os.rename", "import_hf/manifest.json", 1, None),
     "data: tokens without their index": ("data", "os.rename", "data/train.idx", 1, None),
     "score: before the result": ("score", "os.rename", "score/importance.json", 1, None),
@@ -114,10 +114,10 @@ def test_a_kill_at_every_twelfth_operation_of_the_whole_chain(chain, tmp_path: P
 
 def start(chain, run_dir: Path, *overrides: str) -> subprocess.Popen:
     """`bielik-nemo pipeline` in a session of its own, output into a file beside the run."""
-    code = "import sys; from bielik_nemo.cli import main; sys.exit(main())"
-    arguments = ["pipeline", "experiment=tiny", *chain.overrides, f"run.dir='{run_dir}'", *overrides]
+    command = [sys.executable, "-c", "import sys; from bielik_nemo.cli import main; sys.exit(main())"]
+    command += ["pipeline", "experiment=tiny", *chain.overrides, f"run.dir='{run_dir}'", *overrides]
     with open(f"{run_dir}.out", "ab") as out:
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
 
 def wait_for(condition, process: subprocess.Popen, run_dir: Path) -> None:

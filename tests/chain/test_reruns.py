@@ -1,4 +1,4 @@
-"""What a change of settings repeats: exactly the stages whose result depends on it, and nothing when it is taken back."""
+"""A change of settings repeats exactly the stages whose result depends on it, and nothing when it is taken back."""
 
 from __future__ import annotations
 

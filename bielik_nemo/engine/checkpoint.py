@@ -36,7 +36,11 @@ _DATA_MODULES = {
     "megatron.core.dist_checkpointing.strategies.torch",
 }
 _DATA_NAMES = {
-    "torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.set", "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "builtins.set",
+    "collections.OrderedDict",
     "pathlib.PosixPath",
 }
 
@@ -116,6 +120,7 @@ def check(directory: Path) -> None:
 
 def _io():
     from nemo.lightning.io.pl import MegatronCheckpointIO
+
     return MegatronCheckpointIO(save_ckpt_format="torch_dist", async_save=False)
 
 

@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
 )
 
 
@@ -60,7 +67,9 @@ def load_hf(model: GPTModel, directory: Path, a: Architecture) -> None:
         source = "embedding.word_embeddings.weight" if a.tie_embeddings and name == "output_layer.weight" else name
         value = to_megatron(source, hf_names(source, layer), reader.read, layout)
         if value.shape != parameter.shape:
-            raise CheckpointError(f"{directory}: {name} becomes {list(value.shape)}, the model has {list(parameter.shape)}")
+            raise CheckpointError(
+                f"{directory}: {name} becomes {list(value.shape)}, the model has {list(parameter.shape)}"
+            )
         parameter.copy_(value)
 
 
@@ -138,7 +147,9 @@ def save_hf(
         expected = expected_shapes(a)
         if sorted(written) != sorted(expected):
             odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
-            raise CheckpointError(f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}")
+            raise CheckpointError(
+                f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}"
+            )
         _name_shards(partial, files, total)
         config = a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -123,7 +123,9 @@ def check_source(directory: Path, a: Architecture) -> SafetensorsReader:
         n for n in reader.names() - set(expected) if not n.endswith("rotary_emb.inv_freq") and n != "lm_head.weight"
     )
     if unexpected:
-        raise CheckpointError(f"{directory}: {len(unexpected)} tensors have no place in this architecture, first {unexpected[0]}")
+        raise CheckpointError(
+            f"{directory}: {len(unexpected)} tensors have no place in this architecture, first {unexpected[0]}"
+        )
     for name, shape in expected.items():
         if tuple(reader.shape(name)) != shape:
             raise CheckpointError(f"{directory}: {name} has shape {reader.shape(name)}, config.json says {list(shape)}")

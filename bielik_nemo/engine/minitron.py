@@ -179,7 +179,8 @@ def _check_owner(scores: Scores, source: Architecture) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
-                f"scores are another model's: found {found.get(name, 0)} of {name}, this model has {expected.get(name, 0)}"
+                f"scores are another model's: found {found.get(name, 0)} of {name}, "
+                f"this model has {expected.get(name, 0)}"
             )
 
 

@@ -83,9 +83,12 @@ def _processes(inputs: Path, out: Path, count: int, *work: str) -> Path:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launcher, str(RANKS), str(inputs), str(out), *work]
     log = out / f"{'+'.join(item.replace(':', '-').replace(',', '-') for item in work)}.log"
-    with open(log, "w") as stream, subprocess.Popen(
-        command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
+    with (
+        open(log, "w") as stream,
+        subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process,
+    ):
         try:
             process.wait(timeout=400)
         except subprocess.TimeoutExpired:  # a rank waits for another: the cases that did not finish say so

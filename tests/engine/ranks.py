@@ -3,8 +3,8 @@
     ranks.py INPUTS OUT LAYOUT:PART,PART... LAYOUT:PART...
 
 INPUTS holds the Hugging Face checkpoints, datasets and tokenizer of `conftest.inputs`; a LAYOUT is a key of `LAYOUTS`.
-Every case leaves its result in OUT/LAYOUT/results.json as soon as it is there, and its files beside it. All layouts start
-from the Megatron checkpoints of `single`.
+Every case leaves its result in OUT/LAYOUT/results.json as soon as it is there, and its files beside it. All layouts
+start from the Megatron checkpoints of `single`.
 """
 
 from __future__ import annotations

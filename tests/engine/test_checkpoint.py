@@ -80,7 +80,10 @@ def through_getattr(command: str) -> bytes:
         (lambda c: pickle.dumps(Payload(os.system, c)), r"names posix\.system"),
         (lambda c: by_name("os", "system", c), r"names os\.system"),
         (lambda c: by_name("builtins", "eval", c), r"names builtins\.eval"),
-        (lambda c: by_name("torch.distributed.checkpoint.filesystem", "os.system", c), r"names .*filesystem\.os\.system"),
+        (
+            lambda c: by_name("torch.distributed.checkpoint.filesystem", "os.system", c),
+            r"names .*filesystem\.os\.system",
+        ),
         (lambda c: by_name("torch.distributed.checkpoint.filesystem", "os", c), r"names .*filesystem\.os,"),
         (lambda c: by_name("torch.serialization", "os.system", c), r"names torch\.serialization\.os\.system"),
         (lambda c: by_name("collections", "_sys.exit", c), r"names collections\._sys\.exit"),
@@ -121,7 +124,9 @@ def test_objects_beside_the_tensors_run_no_code(copy, inputs, tmp_path):
     objects = [index for index in metadata.storage_data if "_extra_state" in index.fqn]
     assert objects
     for index in objects:
-        there = replace(metadata.storage_data[index], relative_path="evil.distcp", offset=0, length=len(evil.getvalue()))
+        there = replace(
+            metadata.storage_data[index], relative_path="evil.distcp", offset=0, length=len(evil.getvalue())
+        )
         metadata.storage_data[index] = there
     (copy / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
     checkpoint.check(copy)

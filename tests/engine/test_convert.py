@@ -1,8 +1,9 @@
 """Hugging Face -> Megatron -> Hugging Face is exact under every layout, and nothing half-written stays behind.
 
-The kinds of `tests/conftest.py` are the hard cases: head_dim 32 where hidden/heads is 16 (llama), 24 (mistral), a window of
-16 tokens in sequences of 128 (window), QKV biases (qwen2), scaled RoPE (llama3_rope), tied embeddings (tied), vocabularies
-of 263 (padded to 384: rank 1 of 2 holds 71 real rows), 256, 512 and 1000, several files in and out (sharded), bf16.
+The kinds of `tests/conftest.py` are the hard cases: head_dim 32 where hidden/heads is 16 (llama), 24 (mistral), a
+window of 16 tokens in sequences of 128 (window), QKV biases (qwen2), scaled RoPE (llama3_rope), tied embeddings (tied),
+vocabularies of 263 (padded to 384: rank 1 of 2 holds 71 real rows), 256, 512 and 1000, several files in and out
+(sharded), bf16.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import convert, distributed, model, parity
 from bielik_nemo.errors import CheckpointError, GateError
 
-KINDS = ("bf16", "llama", "llama3_rope", "llama_student", "mistral", "qwen2", "sharded", "tied", "tied_student", "window")
+KINDS = (
+    "bf16",
+    "llama",
+    "llama3_rope",
+    "llama_student",
+    "mistral",
+    "qwen2",
+    "sharded",
+    "tied",
+    "tied_student",
+    "window",
+)
 LAYOUTS = ("single", "tp2", "pp2")
 on_all_layouts = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
 
@@ -137,7 +149,11 @@ def renamed(pairs):
 
 @pytest.mark.parametrize(
     ("damage", "named"),
-    [(lost, "wrote 38 tensors of 39; first odd one lm_head.weight"), (doubled, "40 tensors of 39"), (renamed, "odd one")],
+    [
+        (lost, "wrote 38 tensors of 39; first odd one lm_head.weight"),
+        (doubled, "40 tensors of 39"),
+        (renamed, "odd one"),
+    ],
 )
 def test_an_incomplete_state_is_not_exported(damage, named, llama, tmp_path, monkeypatch):
     """39 tensors: 9 in each of 4 layers, the embedding, the last norm, the output."""

@@ -20,7 +20,9 @@ def fresh(code: str) -> str:
     """What a new interpreter prints; this one has been redirected by other tests."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -28,7 +30,8 @@ def fresh(code: str) -> str:
 
 def test_does_nothing_where_cuda_exists():
     """Every name that `enable` replaces is still torch's own, and no function mode is in force."""
-    assert fresh("""
+    assert (
+        fresh("""
         import os, torch
         from torch.overrides import _len_torch_function_stack
         os.environ.pop("TORCHDYNAMO_DISABLE", None)
@@ -43,7 +46,9 @@ def test_does_nothing_where_cuda_exists():
         assert _len_torch_function_stack() == 0
         assert "TORCHDYNAMO_DISABLE" not in os.environ
         print("untouched")
-    """) == "untouched"
+    """)
+        == "untouched"
+    )
 
 
 def test_torch_refuses_each_request_without_it_and_grants_it_with_it():
@@ -198,7 +203,7 @@ def test_megatron_still_compares_type_names():
 
 @without_cuda
 def test_named_random_states_mean_what_they_say():
-    """Megatron's tracker forks the (redirected) CUDA state: a named stream goes on where it stopped, outside unmoved."""
+    """Megatron's tracker forks the redirected state: a named stream goes on where it stopped, outside is unmoved."""
     cpu.enable()
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 

@@ -1,8 +1,8 @@
 """One training run under every layout: the same loss and gradient, those of plain transformers; the gate; going on.
 
 Teacher 4 layers, FFN 96; student 2 layers, FFN 64; random weights; temperature 2; 4 sequences of 32 tokens a step. The
-vocabulary of `llama` is 263, padded to 384 (192 columns for each of two ranks, 71 real ones on the second); `tied` shares
-its embedding, of which two pipeline stages hold a copy each. The reference is
+vocabulary of `llama` is 263, padded to 384 (192 columns for each of two ranks, 71 real ones on the second); `tied`
+shares its embedding, of which two pipeline stages hold a copy each. The reference is
 
     loss = 4 / (4 * 32) * sum over 128 tokens of KL(softmax(teacher / 2) || softmax(student / 2))
 
@@ -44,7 +44,8 @@ def reference(single, inputs):
         batch = torch.load(single.path / kind / "batch.pt", weights_only=True)
         assert batch["tokens"].shape == (4, 32)
         teacher, student = (
-            AutoModelForCausalLM.from_pretrained(inputs / name, dtype=torch.float64) for name in (kind, f"{kind}_student")
+            AutoModelForCausalLM.from_pretrained(inputs / name, dtype=torch.float64)
+            for name in (kind, f"{kind}_student")
         )
         with torch.no_grad():
             p = (teacher(batch["tokens"]).logits / 2).log_softmax(-1)
@@ -112,7 +113,9 @@ def cross_entropy(directory: Path, blocks: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("layout", ["single", "tp2", "pp2", "dp2"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_curve_starts_at_the_student_that_was_given_and_ends_at_the_one_that_is_kept(kind, layout, inputs, tmp_path):
+def test_the_curve_starts_at_the_student_that_was_given_and_ends_at_the_one_that_is_kept(
+    kind, layout, inputs, tmp_path
+):
     blocks = datasets.blocks(inputs / "held_out", ranks.SEQ_LENGTH, ranks.HELD_OUT)
     measured = held_out(layout.metrics(kind))
     assert measured[0]["held_out_loss"] == pytest.approx(cross_entropy(inputs / f"{kind}_student", blocks), rel=1e-5)
@@ -229,7 +232,9 @@ def test_a_teacher_with_a_zeroed_embedding_is_stopped(tiny, tiny_hf):
 def test_a_teacher_with_another_loss_than_the_source_model_is_stopped(factor, tiny, tiny_hf):
     """3 % off, in either direction, where 2 % are allowed."""
     loss = judge(tiny, tiny_hf, "good")
-    with pytest.raises(GateError, match=rf"the source model measured {loss * factor:.4f}; distill\.gate_tolerance=0\.02"):
+    with pytest.raises(
+        GateError, match=rf"the source model measured {loss * factor:.4f}; distill\.gate_tolerance=0\.02"
+    ):
         judge(tiny, tiny_hf, "good", expected=loss * factor)
 
 
@@ -241,7 +246,10 @@ def test_a_loss_that_is_not_a_number_is_stopped(tiny, tiny_hf, monkeypatch):
 
 @pytest.mark.parametrize(
     ("teacher", "error", "named"),
-    [("zeroed", GateError, "held-out loss 5.572"), ("truncated", CheckpointError, "not a finished Megatron checkpoint")],
+    [
+        ("zeroed", GateError, "held-out loss 5.572"),
+        ("truncated", CheckpointError, "not a finished Megatron checkpoint"),
+    ],
 )
 def test_a_bad_teacher_stops_the_stage_before_the_first_step(teacher, error, named, tiny, tiny_hf, tmp_path):
     """Through the stage itself: nothing but logs is left of it."""

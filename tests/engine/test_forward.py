@@ -1,4 +1,4 @@
-"""Losses and logits of a spread model are those of plain transformers, padded vocabulary and layouts notwithstanding."""
+"""Losses and logits of a spread model are those of plain transformers, whatever the padding and the layout."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_every_batch_is_consumed_once_and_reported(llama):
     megatron, _ = llama
     batches = [torch.full((1, 4), i) for i in range(3)]
     reported: list[int] = []
-    shapes = forward.run(megatron, batches, lambda out: tuple(out.shape), on_batch=lambda: reported.append(len(reported)))
+    shapes = forward.run(
+        megatron, batches, lambda out: tuple(out.shape), on_batch=lambda: reported.append(len(reported))
+    )
     assert shapes == [(1, 4, 384)] * 3
     assert reported == [0, 1, 2]
     losses = forward.run(megatron, batches, lambda out: tuple(out.shape), labels=True)

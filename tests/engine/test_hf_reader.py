@@ -81,7 +81,7 @@ def test_a_truncated_shard_is_named(which, keep, sharded):
 
 def test_a_truncated_single_file_is_named(whole):
     cut(whole / "model.safetensors", 10_000)
-    with pytest.raises(CheckpointError, match="model.safetensors: missing, truncated"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing, truncated"):
         check(whole)
 
 
@@ -125,7 +125,9 @@ def test_an_index_that_is_none(text, sharded):
         check(sharded)
 
 
-@pytest.mark.parametrize("name", ["model.layers.4.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "score.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.4.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "score.weight"]
+)
 def test_an_unexpected_tensor_is_named(name, whole):
     """A fifth layer, a bias, a classifier: with them the model computes something else."""
     replace(whole / "model.safetensors", lambda held: held.update({name: torch.zeros(3)}))
@@ -142,7 +144,11 @@ def test_rotary_buffers_of_old_checkpoints_are_no_weights(whole):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("intermediate_size", 80, r"model.layers.0.mlp.gate_proj.weight has shape \[96, 64\], config.json says \[80, 64\]"),
+        (
+            "intermediate_size",
+            80,
+            r"model.layers.0.mlp.gate_proj.weight has shape \[96, 64\], config.json says \[80, 64\]",
+        ),
         ("vocab_size", 264, r"embed_tokens.weight has shape \[263, 64\], config.json says \[264, 64\]"),
         ("head_dim", 16, r"q_proj.weight has shape \[128, 64\], config.json says \[64, 64\]"),
         ("num_key_value_heads", 4, r"k_proj.weight has shape \[64, 64\], config.json says \[128, 64\]"),

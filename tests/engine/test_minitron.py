@@ -1,7 +1,7 @@
 """Scores equal their definition, and pruning keeps exactly the units that they name.
 
-The reference is the definition over plain transformers: forward hooks in float64. Calibration is 6 sequences of 32 tokens in
-batches of 2; for a unit with activation x[b, s]
+The reference is the definition over plain transformers: forward hooks in float64. Calibration is 6 sequences of 32
+tokens in batches of 2; for a unit with activation x[b, s]
 
     score = sqrt(sum over the 6 sequences of (mean over 32 tokens of |x|)^2)      (stored squared)
     layer = sum over the 3 batches of the mean over 64 tokens of 1 - cos(input, output)
@@ -94,10 +94,20 @@ def expected_tensors(source: dict[str, torch.Tensor], found: dict[str, torch.Ten
             norms = found[f"decoder.layers.{old}.self_attention"].sqrt().view(2, 2, 32).norm(dim=-1)
             heads = torch.cat([2 * group + top(norms[group], axes["num_attention_heads"] // 2) for group in range(2)])
         query = (heads[:, None] * 32 + torch.arange(32)).flatten()
-        w = {name: source[f"model.layers.{old}.{name}.weight"] for name in (
-            "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-            "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-        )}
+        w = {
+            name: source[f"model.layers.{old}.{name}.weight"]
+            for name in (
+                "input_layernorm",
+                "post_attention_layernorm",
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            )
+        }
         kept = {name: w[name][hidden] for name in ("input_layernorm", "post_attention_layernorm")}
         kept |= {f"self_attn.{x}_proj": w[f"self_attn.{x}_proj"][:, hidden] for x in "kv"}
         kept["self_attn.q_proj"] = w["self_attn.q_proj"][query][:, hidden]
@@ -203,7 +213,9 @@ def test_a_count_that_differs_stops_the_run(llama):
     megatron, a = llama
     minitron.check_counts(megatron, a)
     total = f"{a.num_parameters():,}"
-    with pytest.raises(GateError, match=f"pruning left {total} parameters, the target has {a.num_parameters() - 768:,}"):
+    with pytest.raises(
+        GateError, match=f"pruning left {total} parameters, the target has {a.num_parameters() - 768:,}"
+    ):
         minitron.check_counts(megatron, replace(a, ffn_hidden_size=95))
 
 
@@ -231,6 +243,8 @@ def test_model_optimizer_still_needs_what_is_adapted():
     assert "RMSNorm" not in inspect.getsource(norm)
     divisors = inspect.signature(mcore_minitron.get_mcore_minitron_config).parameters
     assert {name: divisors[f"{name}_divisor"].default for name in ("hidden_size", "ffn_hidden_size", "num_layers")} == {
-        "hidden_size": 256, "ffn_hidden_size": 512, "num_layers": 2
+        "hidden_size": 256,
+        "ffn_hidden_size": 512,
+        "num_layers": 2,
     }
     assert "Expected same PP size for stored pruning scores" in inspect.getsource(mcore_minitron)

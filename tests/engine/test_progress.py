@@ -142,10 +142,11 @@ def test_nemo_s_progress_printer_still_communicates_on_one_rank_only():
     cpu.enable()
     from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
     from nemo.lightning.pytorch.strategies.megatron_strategy import MegatronStrategy
-
     from nemo.lightning.pytorch.strategies.utils import fix_progress_bar
 
     assert inspect.signature(MegatronStrategy.__init__).parameters["replace_progress_bar"].default is True
-    assert "if not trainer.is_global_zero:\n                        printer.disable()" in inspect.getsource(fix_progress_bar)
+    assert "if not trainer.is_global_zero:\n                        printer.disable()" in inspect.getsource(
+        fix_progress_bar
+    )
     step = inspect.getsource(ProgressPrinter.on_train_batch_end)
     assert step.index("if self.is_disabled:") < step.index("self.log_megatron_timers(timers)")  # which all-gathers

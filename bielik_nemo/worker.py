@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ from bielik_nemo.stages import GRAPH
 
 _MARK = "\x1e"
 _PR_SET_PDEATHSIG = 1
+_LAST_WORDS = 5.0
+"""Seconds that the other ranks have to report an error after one has failed."""
 
 
 def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) -> dict[str, Any]:
@@ -63,10 +66,7 @@ def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) ->
     listener = threading.Thread(target=_listen, args=(open(source, encoding="utf-8"), found), daemon=True)
     listener.start()
     try:
-        # One rank that fails leaves the others waiting in a collective.
-        while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
-            time.sleep(0.05)
-        failed = [(number, rank.returncode) for number, rank in enumerate(ranks) if rank.returncode]
+        failed = _wait(ranks, found)
     finally:
         for rank in ranks:
             rank.kill()
@@ -77,8 +77,26 @@ def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) ->
         name, message = found["error"]
         raise getattr(errors, name)(message)
     if failed:
-        raise errors.UserError(f"{stage}: rank {failed[0][0]} ended with status {failed[0][1]}; see {log}")
+        raise errors.UserError(f"{stage}: {failed}; see {log}")
     return found["result"]
+
+
+def _wait(ranks: list[subprocess.Popen], found: dict[str, Any]) -> str:
+    """Wait until all ranks have ended, or one has failed, which may leave the others in a collective for ever.
+
+    Returns:
+        The first failure; empty when there is none.
+    """
+    failed, until = "", math.inf
+    while True:
+        ended = [rank.poll() for rank in ranks]
+        if any(ended) and not failed:
+            rank, status = next((rank, status) for rank, status in enumerate(ended) if status)
+            # It may only have lost its connection to one that is about to say why.
+            failed, until = f"rank {rank} ended with status {status}", time.monotonic() + _LAST_WORDS
+        if None not in ended or (failed and "error" in found) or time.monotonic() > until:
+            return failed
+        time.sleep(0.05)
 
 
 def _environments(processes: int) -> list[dict[str, str]]:

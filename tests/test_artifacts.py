@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -100,10 +102,10 @@ def test_the_digest_of_content_does_not_depend_on_time(tmp_path: Path):
     os.utime(path, ns=(5, 5))
     second = artifacts.digest_files(tmp_path, [path])
     assert first != second and artifacts.content_digest(first) == artifacts.content_digest(second)
-    path.rename(tmp_path / "b")
-    assert artifacts.content_digest(artifacts.digest_files(tmp_path, [tmp_path / "b"])) != artifacts.content_digest(first)
-    (tmp_path / "b").write_text("y")
-    assert artifacts.content_digest(artifacts.digest_files(tmp_path, [tmp_path / "b"])) != artifacts.content_digest(first)
+    renamed = artifacts.digest_files(tmp_path, [path.rename(tmp_path / "b")])
+    path.write_text("y")
+    changed = artifacts.digest_files(tmp_path, [path])
+    assert len({artifacts.content_digest(files) for files in (first, renamed, changed)}) == 3
 
 
 def test_a_manifest_goes_there_and_back(tmp_path: Path):
@@ -164,28 +166,25 @@ def test_a_directory_of_unknown_origin_is_set_aside(tmp_path: Path):
     assert (tmp_path / "superseded" / "prune-unknown" / "mine").read_text() == "kept"
 
 
-def _hold(run_dir: Path, held: multiprocessing.Event, done: multiprocessing.Event) -> None:
-    with artifacts.locked(run_dir):
-        held.set()
-        done.wait(60)
-
-
 def test_one_process_at_a_time_in_a_run_directory(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "run", held, done))
-    other.start()
+    run_dir = tmp_path / "run"
+    code = f"""
+import pathlib, time
+from bielik_nemo import artifacts
+with artifacts.locked(pathlib.Path({str(run_dir)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=PIPE)
     try:
-        assert held.wait(60)
-        with pytest.raises(UserError, match="run.dir=.*: another process"), artifacts.locked(tmp_path / "run"):
-            pass
-        other.kill()  # however it ends
-        other.join()
-        with artifacts.locked(tmp_path / "run"):
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"run\.dir=.*: another process"), artifacts.locked(run_dir):
             pass
     finally:
-        other.kill()
-        other.join()
+        other.kill()  # however it ends
+        other.wait()
+    with artifacts.locked(run_dir):
+        pass
 
 
 def test_a_child_that_inherits_the_lock_holds_it_too(tmp_path: Path):

@@ -55,14 +55,14 @@ def _enum_member(kind: type, name: str) -> enum.Enum:
 class _DataOnly(pickle.Unpickler):
     """An unpickler for checkpoint metadata that refuses every other name.
 
-    Of the modules only the classes they define themselves: a dotted name would reach what they import.
+    Of the modules only the classes they define themselves: other names, dotted ones above all, reach what they import.
     """
 
     def find_class(self, module: str, name: str):
         full = f"{module}.{name}"
         if full == "builtins.getattr":
             return _enum_member
-        if "." not in name and (full in _DATA_NAMES or module in _DATA_MODULES):
+        if full in _DATA_NAMES or module in _DATA_MODULES:
             found = super().find_class(module, name)
             if full in _DATA_NAMES or (isinstance(found, type) and found.__module__ == module):
                 return found

@@ -1,0 +1,79 @@
+"""The graph of stages: declarations of it that can be checked without running one (tests/chain runs them)."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from bielik_nemo.config import STAGES, Config, view
+from bielik_nemo.stages import GRAPH, MODEL_STAGES, model_stage, needed
+
+# Where a run lives, and what only estimates use.
+READ_BY_NO_STAGE = {"run.name", "run.dir", "cluster.name", "cluster.gpu_memory_gib", "cluster.gpu_peak_tflops"}
+
+
+def leaves(section: Any, prefix: str = "") -> list[str]:
+    found = []
+    for each in fields(section):
+        value = getattr(section, each.name)
+        found += leaves(value, f"{prefix}{each.name}.") if is_dataclass(value) else [f"{prefix}{each.name}"]
+    return found
+
+
+def test_the_graph_has_all_stages_in_order():
+    assert list(GRAPH) == STAGES
+    assert all(name == stage.name for name, stage in GRAPH.items())
+    assert all(importlib.util.find_spec(f"bielik_nemo.stages.{name}") for name in STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_stage_declares_exists(name: str):
+    stage = GRAPH[name]
+    assert view(Config(), stage.keys + stage.free)  # raises for a key that is none
+    for other in (*stage.needs, *stage.uses):
+        assert other == "model" or STAGES.index(other) < STAGES.index(name)
+    assert stage.outputs and not set(stage.outputs) & set(stage.scratch)
+
+
+def test_every_setting_is_read_by_a_stage_or_known_not_to_be():
+    declared = tuple(f"{key}." for stage in GRAPH.values() for key in stage.keys + stage.free)
+    unread = {leaf for leaf in leaves(Config()) if not f"{leaf}.".startswith(declared)}
+    assert unread | {"cluster.name", "cluster.gpu_memory_gib", "cluster.gpu_peak_tflops"} == READ_BY_NO_STAGE
+
+
+def test_stages_that_make_a_model_leave_it_where_it_is_looked_for():
+    for name in MODEL_STAGES:
+        assert {"megatron", "architecture.json"} <= set(GRAPH[name].outputs)
+
+
+@pytest.mark.parametrize(
+    "stages, origin, needs",
+    [
+        (STAGES, "distill", ["import_hf", "distill", "data"]),
+        (["import_hf", "export"], "import_hf", ["import_hf", "import_hf"]),
+        (["import_hf", "data", "score", "prune", "export"], "prune", ["import_hf", "prune", "data"]),
+        (["import_hf", "data", "score", "prune", "distill"], "distill", ["import_hf", "distill", "data"]),
+        (["export"], "import_hf", ["import_hf", "import_hf"]),
+    ],
+)
+def test_the_last_model_of_the_pipeline_is_exported(stages: list[str], origin: str, needs: list[str]):
+    config = Config()
+    config.pipeline.stages = stages
+    assert model_stage(config) == origin
+    assert needed(GRAPH["export"], config) == needs
+
+
+def test_other_stages_need_what_they_say():
+    assert needed(GRAPH["distill"], Config()) == ["import_hf", "data", "score", "prune"]
+
+
+def test_processes_of_each_stage():
+    """TP 2, PP 3 and 12 devices: a model is on 6; only training uses both copies."""
+    config = Config()
+    config.parallel.tp, config.parallel.pp, config.cluster.devices_per_node = 2, 3, 12
+    sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
+    expected = {"import_hf": 6, "data": 1, "score": 3, "prune": 3, "distill": 12, "export": 6, "evaluate": 2}
+    assert sizes == expected

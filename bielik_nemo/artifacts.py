@@ -188,9 +188,16 @@ def open_stage(run_dir: Path, stage: str, fingerprint: str) -> Path:
     earlier = aside / f"{stage}-{fingerprint[:12]}"
     if not directory.exists() and earlier.exists():
         os.replace(earlier, directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / FINGERPRINT, fingerprint + "\n")
+    if not directory.exists():
+        new = run_dir / f".{stage}.partial"  # a directory without a fingerprint would be nobody's
+        write_text(new / FINGERPRINT, fingerprint + "\n")
+        os.replace(new, directory)
     return directory
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ def run(config: Config, stages: list[str] | None = None) -> None:
     names = config.pipeline.stages if stages is None else stages
     preflight.require(config, names)
     with artifacts.locked(run_dir) as lock:
+        for left in run_dir.glob(".*.partial"):  # by one that was killed
+            artifacts.remove(left)
         configuration.freeze(config, run_dir / "config.yaml")
         for name in names:
             run_stage(config, GRAPH[name], run_dir, lock)
@@ -166,7 +168,7 @@ def _clear(directory: Path, stage: Stage) -> None:
     kept = (artifacts.FINGERPRINT, LOG, *(RESUMED if stage.trains else ()))
     for path in directory.iterdir():
         if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            artifacts.remove(path)
     # NeMo's mark of a checkpoint that it was writing or removing.
     for mark in directory.glob("checkpoints/*-unfinished"):
         shutil.rmtree(mark.with_name(mark.name.removesuffix("-unfinished")), ignore_errors=True)

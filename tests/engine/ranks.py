@@ -10,11 +10,9 @@ start from the Megatron checkpoints of `single`.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
-import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -251,21 +249,24 @@ def main(inputs: str, out: str, *work: str) -> None:
             getattr(here, part)()
 
 
-_meetings = itertools.count()
+_stores: list = []  # kept open
 
 
 def _meet() -> None:
-    """Agree with the other ranks on a free port for the next process group: torchrun's own store serves only one."""
+    """Give the next process group a store of its own on rank 0: torchrun's serves only one."""
     from torch.distributed import TCPStore
 
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     agent = os.environ.setdefault("TORCHRUN_PORT", os.environ["MASTER_PORT"])
-    store, key = TCPStore(os.environ["MASTER_ADDR"], int(agent), is_master=False), f"meeting/{next(_meetings)}"
+    announcements = TCPStore(os.environ["MASTER_ADDR"], int(agent), is_master=False)
+    key = f"meeting/{len(_stores)}"
     if os.environ["RANK"] == "0":
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            store.set(key, str(probe.getsockname()[1]))
-    os.environ |= {"MASTER_PORT": store.get(key).decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        _stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        announcements.set(key, str(_stores[-1].port))
+    else:
+        _stores.append(announcements)
+    os.environ["MASTER_PORT"] = announcements.get(key).decode()
 
 
 if __name__ == "__main__":

@@ -110,18 +110,28 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
     Raises:
         UserError: what the user can mend.
     """
+    directory = run_dir / stage.name
     manifest, mark, read = finished(config, stage, run_dir)
     if manifest is not None:
         ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s)")
-        return
-    directory = artifacts.open_stage(run_dir, stage.name, mark)
-    manifest = Manifest.read(directory)
-    if manifest is not None and manifest.fingerprint == mark and manifest.intact(directory):
-        ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s), taken back from superseded")
-        return
+    else:
+        artifacts.open_stage(run_dir, stage.name, mark)
+        manifest = Manifest.read(directory)
+        if manifest is not None and manifest.fingerprint == mark and manifest.intact(directory):
+            ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s), taken back from superseded")
+        else:
+            ui.say(f"{stage.name:<10} running")
+            seconds = _work(config, stage, run_dir, lock, fingerprint=mark, **read)
+            ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
+    for name in stage.scratch:
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) -> float:
+    """Run a stage and record it, with what is known of it before; returns the seconds it took."""
+    directory = run_dir / stage.name
     _clear(directory, stage)
     configuration.freeze(config, directory / "config.yaml")
-    ui.say(f"{stage.name:<10} running")
     started, clock = datetime.now(UTC), time.monotonic()
     with _failure(directory, stage):
         metrics = _execute(config, stage, run_dir, lock)
@@ -129,17 +139,14 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
         seconds = round(time.monotonic() - clock, 2)
         Manifest(
             stage=stage.name,
-            fingerprint=mark,
             config=configuration.view(config, stage.keys),
             metrics=metrics,
             outputs=outputs,
             started=started.isoformat(timespec="seconds"),
             seconds=seconds,
-            **read,
+            **known,
         ).write(directory)
-    for name in stage.scratch:
-        shutil.rmtree(directory / name, ignore_errors=True)
-    ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
+    return seconds
 
 
 def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ module = types.ModuleType("bielik_nemo.stages.score")
 sys.modules[module.__name__] = module
 rank = os.environ.get("RANK")
 def run(config, run_dir):
-    (run_dir / f"pid{rank}").write_text(str(os.getpid()))
+    (run_dir / f".{rank}").write_text(str(os.getpid()))
+    (run_dir / f".{rank}").rename(run_dir / f"pid{rank}")
 """
 
 

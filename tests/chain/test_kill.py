@@ -37,6 +37,7 @@ MOMENTS = {
     "distill: while the old one is removed": ("distill", "os.rmdir", "distill/checkpoints/step=1/weights", 1, 4),
     "distill: trained, weights half written": ("distill", "os.rename", "distill/megatron", 1, 6),
     "distill: all but the manifest": ("distill", "os.rename", "distill/manifest.json", 1, 6),
+    "distill: while its scratch is removed": ("distill", "os.rmdir", "distill/checkpoints/step=5", 1, 6),
     "export: before the parity gate": ("export", "os.rename", "export/hf", 1, None),
     "evaluate: all but the manifest": ("evaluate", "os.rename", "evaluate/manifest.json", 1, None),
 }

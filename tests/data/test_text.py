@@ -122,13 +122,13 @@ def test_package_docs_are_sorted_by_normalised_name_without_our_own(tmp_path: Pa
     for name in ["bielik_nemo", "pip"]:
         _package(tmp_path, name, "not this")
     distributions = metadata.distributions
-    monkeypatch.setattr(text.metadata, "distributions", lambda: distributions(path=[str(tmp_path)]))
+    monkeypatch.setattr(text.metadata, "distributions", lambda path: distributions(path=[str(tmp_path)]))
     assert list(read_documents(text.PACKAGE_DOCS)) == [
         Document("a", "builtin:package-docs/a-a", 0),
         Document("# Żółw\n", "builtin:package-docs/b-b", 0),
         Document("z", "builtin:package-docs/zeta", 0),
     ]
-    monkeypatch.setattr(text.metadata, "distributions", lambda: [])
+    monkeypatch.setattr(text.metadata, "distributions", lambda path: [])
     assert refuse(text.PACKAGE_DOCS) == "builtin:package-docs: no installed package has a description"
 
 

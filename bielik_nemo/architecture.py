@@ -159,11 +159,12 @@ class Architecture:
         hidden_size: int | None = None,
         ffn_hidden_size: int | None = None,
         num_attention_heads: int | None = None,
+        num_query_groups: int | None = None,
     ) -> Architecture:
         """The same model with fewer units on the named axes; head_dim and num_query_groups stay.
 
         Raises ConfigError naming every `prune.target.<axis>` that is no positive integer, is larger than the
-        source, or is a number of heads that the query groups cannot share evenly.
+        source, is a number of heads that the query groups cannot share evenly, or would change the query groups.
         """
         axes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
         sizes = (num_layers, hidden_size, ffn_hidden_size, num_attention_heads)
@@ -175,6 +176,9 @@ class Architecture:
             if not _is_count(value) or value > source or value % unit:
                 steps = f" in steps of num_query_groups={unit}" if unit > 1 else ""
                 problems.append(f"prune.target.{name}: found {value!r}, allowed: {unit} to {source}{steps}")
+        if num_query_groups not in (None, self.num_query_groups):
+            own = f"{self.num_query_groups}, the source's, or null: query groups are never pruned"
+            problems.append(f"prune.target.num_query_groups: found {num_query_groups!r}, allowed: {own}")
         if problems:
             raise ConfigError("; ".join(problems))
         return replace(self, **targets)

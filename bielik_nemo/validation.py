@@ -15,9 +15,20 @@ from bielik_nemo.errors import ConfigError
 from bielik_nemo.keys import nearest
 
 POSITIVE = (
-    "prune.calibration_samples",
-    "prune.calibration_batch_size",
-    "prune.calibration_seq_length",
+    "prune.calibration.samples",
+    "prune.calibration.batch_size",
+    "prune.calibration.seq_length",
+    "prune.importance.layer_samples",
+    "prune.search.num_layers.divisor",
+    "prune.search.hidden_size.divisor",
+    "prune.search.ffn_hidden_size.divisor",
+    "prune.search.num_attention_heads.divisor",
+    "prune.search.context",
+    "prune.search.batch_size",
+    "prune.search.bits_per_weight",
+    "prune.search.top_k",
+    "prune.compensation.samples",
+    "prune.compensation.ridge",
     "distill.temperature",
     "distill.gate_max_loss",
     "distill.gate_tolerance",
@@ -40,15 +51,31 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops")
+NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
+NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
-FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2")  # below 1
+POSITIVE_OR_NULL += ("prune.target.num_query_groups",)
+POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
+POSITIVE_OR_NULL += tuple(
+    f"prune.search.{axis}.{end}"
+    for axis in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+    for end in ("min", "max")
+)
+FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2", "prune.search.tolerance")  # below 1
 SEQUENCES = {  # and the stages that read so many tokens at a time
     "data.seq_length": {"score", "distill", "evaluate"},
-    "prune.calibration_seq_length": {"score"},
+    "prune.calibration.seq_length": {"score"},
 }
-WORDS = {"model.dtype": ("float32", "bfloat16"), "trainer.precision": ("32", "bf16-mixed")}
+WORDS = {
+    "model.dtype": ("float32", "bfloat16"),
+    "trainer.precision": ("32", "bf16-mixed"),
+    "prune.importance.batch_aggregation": ("l2", "mean", "var"),
+    "prune.importance.seq_aggregation": ("mean", "l2", "var"),
+    "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
+    "prune.search.embeddings": ("all", "once"),
+    "prune.search.objective": ("parameters", "importance"),
+}
 
 
 def problems(config: Config) -> list[str]:
@@ -105,7 +132,7 @@ def _ranges(config: Config) -> Iterator[str]:
     for index, source in enumerate(config.data.sources):
         paths[f"data.sources[{index}].path"] = source.path
         for name, text in asdict(source).items():
-            if not text.strip():
+            if name != "language" and not text.strip():
                 yield f"data.sources[{index}].{name}: found {text!r}, allowed: text that is not blank"
     for key, path in paths.items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made

@@ -42,13 +42,13 @@ def test_build_lists_every_problem():
     assert build(Prune, value, "prune", problems) is None
     assert problems == [
         "prune.more: unknown key",
-        "prune.calibration_seq_length: missing",
+        "prune.calibration.seq_length: missing",
         "prune.target.hidden_size: missing",
         "prune.target.ffn_hidden_size: missing",
         "prune.target.num_attention_heads: missing",
         "prune.target.num_layers: found '3', allowed: an integer, or null",
-        "prune.calibration_samples: found 1.0, allowed: an integer",
-        "prune.calibration_batch_size: found True, allowed: an integer",
+        "prune.calibration.samples: found 1.0, allowed: an integer",
+        "prune.calibration.batch_size: found True, allowed: an integer",
     ]
 
 

@@ -75,7 +75,7 @@ FULL = "bielik_minitron_7b"
             "num_layers=45; allowed: 1, 3, 5, 9, 15, 45 (pruned model)",
         ),
         ("tiny", ["data.seq_length=1025"], "data.seq_length: found 1025, allowed: 1 to 1024, the model's context"),
-        ("tiny", ["prune.calibration_seq_length=2000"], "prune.calibration_seq_length: found 2000, allowed: 1 to 1024"),
+        ("tiny", ["prune.calibration.seq_length=2000"], "prune.calibration.seq_length: found 2000, allowed: 1 to 1024"),
         (
             "tiny",
             ["model.shape.head_dim=0"],

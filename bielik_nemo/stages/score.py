@@ -24,7 +24,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     here, data, source = run_dir / "score", run_dir / "data", run_dir / "import_hf"
     architecture = Architecture.from_json(source / "architecture.json")
-    settings = config.prune
+    settings = config.prune.calibration
     with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
         gpt = model.gpt_config(architecture, pp=config.parallel.pp, dtype=config.model.dtype)
         megatron = model.build(gpt, architecture)
@@ -38,9 +38,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
                 f"model.source: held-out loss {loss:.3f} nats per token, allowed are at most "
                 f"distill.gate_max_loss={config.distill.gate_max_loss}; wrong tokenizer, text or checkpoint?"
             )
-        length = settings.calibration_seq_length
-        blocks = datasets.blocks(data / "train", length, settings.calibration_samples * length)[:, :-1]
-        batches = list(blocks.split(settings.calibration_batch_size))
+        length = settings.seq_length
+        blocks = datasets.blocks(data / "train", length, settings.samples * length)[:, :-1]
+        batches = list(blocks.split(settings.batch_size))
         with ui.progress("scoring", len(batches)) as advance:
             scores = minitron.score(
                 megatron, architecture, lambda m: forward.run(m, batches, lambda _: None, on_batch=advance)

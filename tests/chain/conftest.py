@@ -13,7 +13,7 @@ import pytest
 
 from bielik_nemo import cli, config, pipeline
 from bielik_nemo.artifacts import Manifest
-from bielik_nemo.config import STAGES, Config
+from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.stages import GRAPH
 
 # Six steps, a checkpoint after every second, a measurement after every third.
@@ -24,7 +24,7 @@ SHORT = (
     "optim.warmup_steps=1",
     "data.held_out_tokens=1024",
     "evaluate.sample_tokens=4",
-    "prune.calibration_samples=8",
+    "prune.calibration.samples=8",
 )
 
 
@@ -47,7 +47,7 @@ class Chain:
         """A copy of the finished run, without the stage `before` and all after it."""
         run_dir = self.made(name) / name
         shutil.copytree(self.finished, run_dir)
-        for stage in STAGES[STAGES.index(before) :] if before else ():
+        for stage in CHAIN[CHAIN.index(before) :] if before else ():
             shutil.rmtree(run_dir / stage)
         return run_dir
 

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 from bielik_nemo import config, pipeline
-from bielik_nemo.config import STAGES
+from bielik_nemo.config import CHAIN
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate")
 
@@ -72,7 +72,7 @@ def run(job: dict) -> dict:
 
 
 def main(jobs: str, results: str) -> None:
-    for stage in STAGES:
+    for stage in CHAIN:
         importlib.import_module(f"bielik_nemo.stages.{stage}")
     found = [run(job) for job in json.loads(Path(jobs).read_text())]
     Path(results).write_text(json.dumps(found))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bielik_nemo.config import STAGES, Config
+from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.stages import GRAPH, Stage
 
 
@@ -48,7 +48,7 @@ def test_recording_notes_values_and_not_sections():
 @pytest.fixture(scope="module")
 def reads(chain) -> dict[str, set[str]]:
     """What each stage reads in a whole run."""
-    read: dict[str, set[str]] = {name: set() for name in STAGES}
+    read: dict[str, set[str]] = {name: set() for name in CHAIN}
     run = Stage.run
 
     def recorded(stage: Stage, config: Config, run_dir: Path) -> dict[str, Any]:
@@ -60,19 +60,19 @@ def reads(chain) -> dict[str, set[str]]:
     return read
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CHAIN)
 def test_a_stage_reads_only_what_it_declares(name: str, reads):
     stage = GRAPH[name]
     assert [key for key in sorted(reads[name]) if not declared(key, stage.keys + stage.free)] == []
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CHAIN)
 def test_a_stage_reads_all_that_it_declares(name: str, reads):
     stage = GRAPH[name]
     assert [key for key in stage.keys + stage.free if not any(declared(read, (key,)) for read in reads[name])] == []
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", CHAIN)
 def test_nothing_is_declared_twice(name: str):
     stage = GRAPH[name]
     assert [key for key in stage.keys if declared(key, stage.free)] == []

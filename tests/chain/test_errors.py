@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import artifacts, cli, preflight
-from bielik_nemo.config import STAGES
+from bielik_nemo.config import CHAIN
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def refused(command, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def finished_stages(run_dir: Path) -> list[str]:
-    return [stage for stage in STAGES if (run_dir / stage / "manifest.json").is_file()]
+    return [stage for stage in CHAIN if (run_dir / stage / "manifest.json").is_file()]
 
 
 def assert_nothing_half_written(run_dir: Path) -> None:
     names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")]
     odd = ("partial", ".tmp", "unfinished", "unchecked")
     assert [name for name in names if any(word in name for word in odd)] == []
-    for stage in set(STAGES) - set(finished_stages(run_dir)):
+    for stage in set(CHAIN) - set(finished_stages(run_dir)):
         left = {path.name for path in (run_dir / stage).glob("*")}
         assert left <= {"fingerprint", "log.txt", "checkpoints", "metrics.jsonl", "nemo"}, stage
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from bielik_nemo.config import STAGES
+from bielik_nemo.config import CHAIN
 
 KILLER = Path(__file__).with_name("killer.py")
 # Of six steps with a checkpoint after every second: which stage is killed before which operation on which file, and at
@@ -68,7 +68,7 @@ def outcomes(chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         {
             "run_dir": str(chain.copy("killed", before=stage)),
             "overrides": chain.overrides,
-            "stages": STAGES[: STAGES.index(stage) + 1],
+            "stages": CHAIN[: CHAIN.index(stage) + 1],
             "kill": kill,
         }
         for stage, *kill, _ in MOMENTS.values()
@@ -83,10 +83,10 @@ def test_a_kill_at_this_moment_changes_nothing(moment: str, chain, outcomes):
     stage, *_, steps = MOMENTS[moment]
     assert killed["ended"] == signal.SIGKILL, f"never came to it; see {run_dir}.out"
     assert restarted["ended"] == 0, f"see {run_dir}.out"
-    for name in STAGES[: STAGES.index(stage) + 1]:
+    for name in CHAIN[: CHAIN.index(stage) + 1]:
         assert chain.result(run_dir, name) == chain.result(chain.finished, name), name
     touched = {path.split("/")[0] for _, path in restarted["operations"]}
-    assert touched & set(STAGES) == {stage}, "a finished stage was touched"
+    assert touched & set(CHAIN) == {stage}, "a finished stage was touched"
     assert_whole(run_dir)
     if steps is not None:
         records = [o for o in restarted["operations"] if o == ["open", "distill/metrics.jsonl"]]
@@ -111,7 +111,7 @@ def test_a_kill_at_every_twelfth_operation_of_the_whole_chain(chain, tmp_path: P
     jobs = [{**plain, "run_dir": str(chain.empty("killed")), "kill": kill} for kill in moments[5::12]]
     for job, (killed, restarted) in zip(jobs, kill_and_restart(jobs, tmp_path), strict=True):
         assert (killed["ended"], restarted["ended"]) == (signal.SIGKILL, 0), job["kill"]
-        for name in STAGES:
+        for name in CHAIN:
             assert chain.result(Path(job["run_dir"]), name) == chain.result(chain.finished, name), (job["kill"], name)
         assert_whole(Path(job["run_dir"]))
 
@@ -164,10 +164,10 @@ def test_sigkill_of_the_process_group_while_distilling(chain):
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (run_dir / "distill" / "manifest.json").exists()
-    before = {stage: chain.manifest(run_dir, stage).started for stage in STAGES[:4]}
+    before = {stage: chain.manifest(run_dir, stage).started for stage in CHAIN[:4]}
     chain.run(run_dir)
-    assert {stage: chain.manifest(run_dir, stage).started for stage in STAGES[:4]} == before
-    for stage in STAGES:
+    assert {stage: chain.manifest(run_dir, stage).started for stage in CHAIN[:4]} == before
+    for stage in CHAIN:
         assert chain.result(run_dir, stage) == chain.result(chain.finished, stage), stage
     assert_whole(run_dir)
     assert (run_dir / "report.html").is_file()
@@ -190,7 +190,7 @@ def test_sigkill_of_the_parent_alone_ends_all_ranks(chain):
     metrics = run_dir / "distill" / "metrics.jsonl"
     before = metrics.read_text().splitlines()
     # The layout may change on the way: one process goes on where two were killed.
-    chain.run(run_dir, stages=STAGES[:5])
+    chain.run(run_dir, stages=CHAIN[:5])
     assert metrics.read_text().splitlines()[:3] == before[:3], "step 0 to 2 were done again"
     losses, expected = (chain.result(d, "distill")["metrics.jsonl"] for d in (run_dir, chain.finished))
     assert [r["step"] for r in losses] == [r["step"] for r in expected] == [0, 1, 2, 3, 3, 4, 5, 6, 6]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bielik_nemo.config import STAGES
+from bielik_nemo.config import CHAIN
 
 # Layers must divide by the pipeline size.
 LAYOUTS = {"tp2": [], "pp2": ["prune.target.num_layers=2"]}
@@ -37,9 +37,9 @@ def test_two_ranks_end_where_one_process_ends(layout: str, chain, monkeypatch, c
     ranks = {path.name.split("_")[2] for path in (run_dir / "distill" / "megatron" / "weights").glob("*.distcp")}
     assert ranks == {"0", "1"}
     said = capfd.readouterr().err
-    assert all(f"{stage:<10} done in" in said for stage in STAGES) and "nats per token after 3,072 tokens" in said
+    assert all(f"{stage:<10} done in" in said for stage in CHAIN) and "nats per token after 3,072 tokens" in said
     files = [path for path in run_dir.rglob("*") if path.is_file()]
     assert [path for path in files if chain.secret.encode() in path.read_bytes()] == []
     # A layout decides nothing: the other one finds everything done.
     chain.run(run_dir, *LAYOUTS[layout])
-    assert capfd.readouterr().err.count("done before") == len(STAGES)
+    assert capfd.readouterr().err.count("done before") == len(CHAIN)

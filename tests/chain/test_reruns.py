@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import pipeline
-from bielik_nemo.config import STAGES, Config, load
+from bielik_nemo.config import CHAIN, Config, load
 from bielik_nemo.errors import DataError
 from bielik_nemo.stages import GRAPH
 
-AFTER_DATA = STAGES[1:]  # all that stands on the tokenised text
+AFTER_DATA = CHAIN[1:]  # all that stands on the tokenised text
 AFTER_PRUNE = ["prune", "distill", "export", "evaluate"]
 AFTER_DISTILL = ["distill", "export", "evaluate"]
 # What each setting repeats, supposed that a stage which runs again gives another result.
 CHANGES = {
-    "model.dtype=bfloat16": STAGES,
+    "model.dtype=bfloat16": CHAIN,
     "run.seed=7": AFTER_DATA,
     "data.held_out_fraction=0.1": AFTER_DATA,
     "data.seq_length=64": ["score", *AFTER_PRUNE],
-    "prune.calibration_samples=4": ["score", *AFTER_PRUNE],
-    "prune.calibration_batch_size=2": ["score", *AFTER_PRUNE],
-    "prune.calibration_seq_length=64": ["score", *AFTER_PRUNE],
+    "prune.calibration.samples=4": ["score", *AFTER_PRUNE],
+    "prune.calibration.batch_size=2": ["score", *AFTER_PRUNE],
+    "prune.calibration.seq_length=64": ["score", *AFTER_PRUNE],
     "data.held_out_tokens=2048": ["score", *AFTER_PRUNE],
     "prune.target.ffn_hidden_size=128": AFTER_PRUNE,
     "prune.target.num_layers=2": AFTER_PRUNE,
@@ -87,7 +87,7 @@ def test_content_of_sources_decides_and_not_their_place(chain, tmp_path: Path, t
         last = weights.read(1)
         weights.seek(-1, os.SEEK_END)
         weights.write(bytes([last[0] ^ 1]))
-    assert unfinished(config, chain.finished) == STAGES
+    assert unfinished(config, chain.finished) == CHAIN
     (tmp_path / "text.txt").write_text("other text")
     config = chain.config(chain.finished, f"data.sources=[{{path:'{tmp_path}/text.txt'}}]")
     assert unfinished(config, chain.finished) == AFTER_DATA
@@ -107,7 +107,7 @@ def states(chain, run_dir: Path) -> dict[str, tuple[str, int]]:
     """When each stage started, and its manifest's modification time."""
     return {
         name: (chain.manifest(run_dir, name).started, (run_dir / name / "manifest.json").stat().st_mtime_ns)
-        for name in STAGES
+        for name in CHAIN
     }
 
 
@@ -119,7 +119,7 @@ def test_real_changes_there_and_back(chain, capfd: pytest.CaptureFixture[str]):
         before = states(chain, run_dir)
         chain.run(run_dir, *overrides)
         after = states(chain, run_dir)
-        return [name for name in STAGES if after[name] != before[name]], capfd.readouterr().err
+        return [name for name in CHAIN if after[name] != before[name]], capfd.readouterr().err
 
     capfd.readouterr()
     changed, said = again()

@@ -127,7 +127,7 @@ GRAPH = {
                 "prune.compensation",
                 "prune.streaming",
             ),
-            outputs=("megatron", "architecture.json", "pruned.json", "kept.json"),
+            outputs=("megatron", "architecture.json", "pruned.json"),
             free=("parallel.pp", "run.seed", "pipeline.stages", "prune.calibration.batch_size"),
             needs=("import_hf", "score"),
             uses=("search",),

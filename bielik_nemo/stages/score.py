@@ -12,7 +12,7 @@ from typing import Any
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
-from bielik_nemo.engine import checkpoint, datasets, distributed, forward, minitron, model
+from bielik_nemo.engine import calibration, checkpoint, datasets, distributed, forward, minitron, model
 from bielik_nemo.errors import GateError
 
 
@@ -38,8 +38,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
                 f"model.source: held-out loss {loss:.3f} nats per token, allowed are at most "
                 f"distill.gate_max_loss={config.distill.gate_max_loss}; wrong tokenizer, text or checkpoint?"
             )
-        length = settings.seq_length
-        blocks = datasets.blocks(data / "train", length, settings.samples * length)[:, :-1]
+        blocks, blend = calibration.prepare(config, run_dir)
         batches = list(blocks.split(settings.batch_size))
         with ui.progress("scoring", len(batches)) as advance:
             scores = minitron.score(
@@ -47,12 +46,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             )
         if distributed.rank() == 0:
             scores.save(here / "scores.safetensors")
+            calibration.save(blocks, here)
             artifacts.write_json(
                 here / "importance.json",
                 {
                     "layers": [round(s, 6) for s in (scores.layers / len(batches)).tolist()],
-                    "tokens": blocks.numel(),
-                    "samples": len(blocks),
+                    **blend,
                 },
             )
     return {"source_loss": loss, "calibration_tokens": blocks.numel()}

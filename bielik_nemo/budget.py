@@ -16,10 +16,11 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
+from bielik_nemo.validation import target_architecture
 
 ASSUMED_MFU = 0.40
 """An assumption, not a measurement: a cautious share of the peak for dense models of this size on H100-class GPUs."""
@@ -41,7 +42,7 @@ class Budget:
 
 def estimate(config: Config, source: Architecture) -> Budget:
     """Budget of distilling the pruned `source`. Raises `ConfigError` when the target does not fit the source."""
-    target = source.pruned_to(**asdict(config.prune.target))
+    target = target_architecture(config, source)
     tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
     flops = tokens * flops_per_token(source, target, config.data.seq_length)
     peak = config.cluster.gpu_peak_tflops * 1e12

@@ -21,11 +21,15 @@ from bielik_nemo.keys import nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bielik_nemo.prune import search
+
 COMMANDS = {
     "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
     "data": "text -> tokenised training and held-out sets",
     "score": "importance of every layer, channel and head (Minitron)",
+    "search": "shapes within the budgets of prune.search, the best of them by short distillation",
     "prune": "remove the least important ones",
+    "teacher": "run the source once and keep what distillation needs of its predictions",
     "distill": "train the pruned model on the source's logits",
     "export": "Megatron checkpoint -> Hugging Face checkpoint, with a check that the logits agree",
     "evaluate": "held-out loss and samples of source, pruned and distilled model",
@@ -162,10 +166,24 @@ def _check(config: Config) -> int:
     for finding in found:
         print(f"{finding.level}: {finding.message}")
     errors = sum(finding.level == "error" for finding in found)
+    if not errors and (shapes := preflight.candidates(config)):
+        _show_candidates(config, shapes)
     if costs := preflight.costs(config):
         print(budget.table(config, costs))
     print(f"{errors} errors, {len(found) - errors} warnings")
     return 2 if errors else 0
+
+
+def _show_candidates(config: Config, found: search.Result) -> None:
+    from rich.console import Console
+
+    from bielik_nemo import report
+    from bielik_nemo.prune.search import record
+
+    settings = config.prune.search
+    Console().print(report.candidates(record(found, settings, settings.top_k)))
+    if settings.objective == "importance":
+        print("ranked by parameters here; by importance as soon as it is measured")
 
 
 def _report(config: Config) -> int:

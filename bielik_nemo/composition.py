@@ -223,5 +223,8 @@ def _translate_key(error: OmegaConfBaseException, outer: str, loader: ConfigLoad
         return f"{key}: cannot be resolved: {error.msg.splitlines()[0]}"
     if isinstance(error, MissingMandatoryValue):
         value = "???"
+    inside = re.match(r"Error merging override ([\w.]+)=", outer)
+    if kind is None and inside and (whole := type_at(Config, inside[1])):  # of an item in a list
+        return f"{inside[1]}: found {key}={value!r} in its value, allowed: {describe(whole)}"
     found = "null" if value is None else "no such item" if value == {} else repr(value)
     return f"{key}: found {found}, allowed: {describe(kind) if kind else 'nothing'}"

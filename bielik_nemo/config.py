@@ -169,6 +169,13 @@ class Prune:
 
 
 @dataclass
+class Teacher:
+    """What the stage `teacher` keeps of the source model's predictions, for distillation without it in memory."""
+
+    samples_per_token: int = 50  # ids drawn from its softmax, about 12 of them different (arXiv 2503.16870)
+
+
+@dataclass
 class Distill:
     """Logit distillation."""
 
@@ -264,6 +271,7 @@ class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     prune: Prune = field(default_factory=Prune)
+    teacher: Teacher = field(default_factory=Teacher)
     distill: Distill = field(default_factory=Distill)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -322,6 +330,13 @@ def load(path: str | Path) -> Config:
 
 
 def view(config: Config, selected: Sequence[str]) -> dict[str, Any]:
-    """Plain values of dotted keys or whole sections, as `{"data.seq_length": 64, "optim": {...}}`."""
+    """Plain values of dotted keys or whole sections, as `{"data.seq_length": 64, "optim": {...}}`.
+
+    A key inside a list stands for the values of all its items: `{"data.sources.language": ["pl", "en"]}`.
+    """
+
+    def inside(section: Any, name: str) -> Any:
+        return [item[name] for item in section] if isinstance(section, list) else section[name]
+
     plain = asdict(config)
-    return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in selected}
+    return {key: reduce(inside, key.split("."), plain) for key in selected}

@@ -7,6 +7,7 @@ its version. So a change upstream reruns exactly what depends on it, and a chang
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo import artifacts, ui, worker
+from bielik_nemo import artifacts, ranking, ui, worker
 from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
@@ -26,6 +27,8 @@ LOG = "log.txt"
 SOURCE_FILES = {
     "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
     "data": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
+    "score": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
+    "search": (),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -64,6 +67,12 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return {"model.source": config.model.source}
     if stage.name == "data":
         return {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
+    if stage.name == "score":
+        blend, scores = config.prune.calibration.sources, config.prune.importance.scores
+        texts = {f"prune.calibration.sources[{i}].{source.text_key}": source.path for i, source in enumerate(blend)}
+        return texts | ({"prune.importance.scores": scores} if scores else {})
+    if stage.name == "search" and config.prune.search.latency_table:
+        return {"prune.search.latency_table": config.prune.search.latency_table}
     return {}
 
 
@@ -135,7 +144,7 @@ def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) 
     started, clock = datetime.now(UTC), time.monotonic()
     with _failure(directory, stage):
         metrics = _execute(config, stage, run_dir, lock)
-        outputs = artifacts.digest_files(directory, _outputs(directory, stage))
+        outputs = artifacts.digest_files(directory, _outputs(directory, stage.results(config)))
         seconds = round(time.monotonic() - clock, 2)
         Manifest(
             stage=stage.name,
@@ -159,20 +168,23 @@ def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str
         )
     if processes == 1:
         with ui.library_output_to(directory / LOG):
-            return stage.run(config, run_dir)
+            metrics = stage.run(config, run_dir)
+        if stage.name == "search" and config.prune.search.distill_steps:
+            metrics |= ranking.rank(config, run_dir, functools.partial(run_stage, lock=lock))
+        return metrics
     return worker.run_ranks(stage.name, directory / "config.yaml", directory / LOG, processes, lock)
 
 
-def _outputs(directory: Path, stage: Stage) -> Iterator[Path]:
+def _outputs(directory: Path, names: tuple[str, ...]) -> Iterator[Path]:
     """The files that make up a stage's result."""
-    for name in stage.outputs:
+    for name in names:
         path = directory / name
         yield from (p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _clear(directory: Path, stage: Stage) -> None:
     """Remove what an interrupted attempt left, except what training goes on from."""
-    kept = (artifacts.FINGERPRINT, LOG, *(RESUMED if stage.trains else ()))
+    kept = (artifacts.FINGERPRINT, LOG, *(RESUMED if stage.trains else ()), *stage.resumed)
     for path in directory.iterdir():
         if path.name not in kept:
             artifacts.remove(path)

@@ -21,7 +21,8 @@ from bielik_nemo.config import Config
 from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError
-from bielik_nemo.validation import problems, shape_problems, source_architecture
+from bielik_nemo.prune import latency, search
+from bielik_nemo.validation import problems, shape_problems, source_architecture, text_sources
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 TEXTS = f"a {', '.join(TEXT_SUFFIXES)} file, a directory of them, or {PACKAGE_DOCS}"
@@ -59,9 +60,10 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local += absent
         if "import_hf" in wanted and Path(config.model.source).is_dir():
             errors += _checkpoint(config, tokenizer_needed="data" in wanted)
-        if "data" in wanted:
-            local += _absent_texts(config)
-            errors += _texts(config)
+        local += _absent_texts(config, wanted)
+        errors += _texts(config, wanted)
+        if "score" in wanted:
+            local += _absent_scores(config)
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
@@ -72,8 +74,23 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
 
 
 def costs(config: Config) -> budget.Budget | None:
-    """The budget, if the configuration is possible and the source's shape is known."""
+    """The budget, if the configuration is possible and the source's shape is known; of the search's first candidate."""
     return None if problems(config) else _costs(config, [], config.pipeline.stages)
+
+
+def candidates(config: Config) -> search.Result | None:
+    """What the search will find, where the pipeline has one and the source's shape is known.
+
+    Without scores, which are not there yet, candidates are ranked by parameters whatever the objective.
+
+    Raises:
+        ConfigError: there is no shape within the budgets, or no table of latencies.
+    """
+    source = None if problems(config) else architecture(config)
+    if source is None or "search" not in config.pipeline.stages:
+        return None
+    settings = config.prune.search
+    return search.find(source, search.fixed(config, source), settings, latency.load(settings))
 
 
 def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.Budget | None:
@@ -83,7 +100,21 @@ def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.B
     if config.model.shape is None and (wrong := shape_problems(config, source, wanted)):
         errors += wrong
         return None
-    return budget.estimate(config, source)
+    try:
+        found = candidates(config)
+    except ConfigError as error:
+        errors += str(error).splitlines()
+        return None
+    if found is None:
+        return budget.estimate(config, source)
+    settings = config.prune.search
+    if settings.objective == "parameters":  # otherwise these are not yet the ones that will be taken
+        first = found.candidates[: settings.top_k if settings.distill_steps else 1]
+        errors += search.unusable(config, source, first)
+    try:
+        return budget.estimate(search.aimed_at(config, found.candidates[0]), source)
+    except ConfigError:  # it is among the errors
+        return None
 
 
 def architecture(config: Config) -> Architecture | None:
@@ -155,25 +186,39 @@ def _tokenizer(directory: Path, vocab_size: int, needed: bool) -> Iterator[str]:
         yield f"model.source: {path}: found token id {largest}, allowed: below the model's vocab_size={vocab_size}"
 
 
-def _absent_texts(config: Config) -> Iterator[str]:
-    for index, source in enumerate(config.data.sources):
-        if source.path != PACKAGE_DOCS and not Path(source.path).exists():
-            yield f"data.sources[{index}].path: no such file or directory: {source.path!r}; allowed: {TEXTS}"
+def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Key and path of every text that these stages read."""
+    reader = {"data": "data", "prune": "score"}
+    for key, source in text_sources(config):
+        if reader[key.partition(".")[0]] in wanted:
+            yield f"{key}.path", source.path
 
 
-def _texts(config: Config) -> Iterator[str]:
-    if not config.data.sources:
+def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
+    for key, path in _needed_texts(config, wanted):
+        if path != PACKAGE_DOCS and not Path(path).exists():
+            yield f"{key}: no such file or directory: {path!r}; allowed: {TEXTS}"
+
+
+def _absent_scores(config: Config) -> Iterator[str]:
+    path = config.prune.importance.scores
+    if path and not Path(path).is_file():
+        yield f"prune.importance.scores: no such file: {path!r}; allowed: scores.safetensors of a run, or empty"
+
+
+def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
+    if "data" in wanted and not config.data.sources:
         yield f"data.sources: found none, allowed: a list of paths, such as 'data.sources=[{{path:{PACKAGE_DOCS}}}]'"
-    for index, source in enumerate(config.data.sources):
-        path = Path(source.path)
-        if source.path == PACKAGE_DOCS or not path.exists():
+    for key, name in _needed_texts(config, wanted):
+        path = Path(name)
+        if name == PACKAGE_DOCS or not path.exists():
             continue
         files = path.rglob("*") if path.is_dir() else [path]
         first = next((file for file in files if file.suffix in TEXT_SUFFIXES and file.is_file()), None)
         if first is None:
-            yield f"data.sources[{index}].path: found no text in {source.path!r}, allowed: {TEXTS}"
+            yield f"{key}: found no text in {name!r}, allowed: {TEXTS}"
         elif not os.access(first, os.R_OK):
-            yield f"data.sources[{index}].path: found {str(first)!r}, which this user may not read"
+            yield f"{key}: found {str(first)!r}, which this user may not read"
 
 
 def _existing(path: Path) -> Path:
@@ -213,5 +258,26 @@ def _oddities(config: Config) -> Iterator[str]:
     devices = config.world_size // config.cluster.nodes
     if config.parallel.tp > devices:
         yield f"parallel.tp: found {config.parallel.tp}, more than the {devices} devices of a node: slow between nodes"
-    if "prune" in config.pipeline.stages and not any(asdict(config.prune.target).values()):
+    searched = "search" in config.pipeline.stages
+    if "prune" in config.pipeline.stages and not searched and not any(asdict(config.prune.target).values()):
         yield "prune.target: found no size, so nothing is pruned"
+    yield from _odd_search(config) if searched else _odd_budgets(config)
+
+
+def _odd_budgets(config: Config) -> Iterator[str]:
+    for name in search.budgets(config.prune.search):
+        yield f"prune.search.{name}: not used, since pipeline.stages has no search (prune=auto has one)"
+
+
+def _odd_search(config: Config) -> Iterator[str]:
+    settings, source = config.prune.search, architecture(config)
+    steps, full = settings.distill_steps, config.trainer.max_steps
+    if steps and settings.top_k == 1:
+        yield "prune.search.distill_steps: one candidate alone has no rank; raise prune.search.top_k, or take 0 steps"
+    if steps > full and "distill" in config.pipeline.stages:
+        yield f"prune.search.distill_steps: found {steps}, more than the {full} steps of trainer.max_steps that follow"
+    if steps and "distill" not in config.pipeline.stages:
+        yield "prune.search.distill_steps: candidates are distilled, but pipeline.stages does not distil the best"
+    limit = settings.max_parameters
+    if source and limit and source.num_parameters(settings.embeddings) <= limit:
+        yield f"prune.search.max_parameters: found {limit:,.12g}, which the source model does not exceed"

@@ -6,11 +6,13 @@ Types and key names are the schema's; here are ranges, allowed words, and what m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import STAGES, Config, view
+from bielik_nemo.config import STAGES, BlendSource, Config, Target, TextSource, view
+from bielik_nemo.data.blend import shares
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.keys import nearest
 
@@ -29,6 +31,7 @@ POSITIVE = (
     "prune.search.top_k",
     "prune.compensation.samples",
     "prune.compensation.ridge",
+    "teacher.samples_per_token",
     "distill.temperature",
     "distill.gate_max_loss",
     "distill.gate_tolerance",
@@ -63,8 +66,9 @@ POSITIVE_OR_NULL += tuple(
     for end in ("min", "max")
 )
 FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2", "prune.search.tolerance")  # below 1
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
 SEQUENCES = {  # and the stages that read so many tokens at a time
-    "data.seq_length": {"score", "distill", "evaluate"},
+    "data.seq_length": {"score", "teacher", "distill", "evaluate"},
     "prune.calibration.seq_length": {"score"},
 }
 WORDS = {
@@ -82,7 +86,21 @@ def problems(config: Config) -> list[str]:
     """Every problem as `key: found ..., allowed: ...`; empty when there is none."""
     found = list(_ranges(config))
     # What must fit together is worth asking only of numbers that can be.
-    return found or [*_training(config), *_stages(config), *_shapes(config)]
+    return found or [
+        *_calibration(config),
+        *_training(config),
+        *_compensation(config),
+        *_stages(config),
+        *_search(config),
+        *_shapes(config),
+    ]
+
+
+def text_sources(config: Config) -> Iterator[tuple[str, TextSource]]:
+    """Every source of text and its key, `data.sources[0]` and so on."""
+    for key, sources in (("data", config.data.sources), ("prune.calibration", config.prune.calibration.sources)):
+        for index, source in enumerate(sources):
+            yield f"{key}.sources[{index}]", source
 
 
 def source_architecture(config: Config) -> Architecture | None:
@@ -95,10 +113,76 @@ def source_architecture(config: Config) -> Architecture | None:
         raise ConfigError(f"model.shape: {error}") from None
 
 
+def target_architecture(config: Config, source: Architecture, target: Target | None = None) -> Architecture:
+    """Shape of the pruned model.
+
+    Args:
+        config: `prune.drop_layers` gives the number of layers where the target gives none.
+        source: shape of the model that is pruned.
+        target: sizes wanted; None: `prune.target`.
+
+    Raises:
+        ConfigError: the source cannot be cut to it, or the layers that are to be dropped and kept contradict it.
+    """
+    prune, sizes = config.prune, asdict(target or config.prune.target)
+    dropped = len(prune.drop_layers or ())
+    count = source.num_layers - dropped if sizes["num_layers"] is None else sizes["num_layers"]
+    problems = layer_problems(
+        source.num_layers, count, prune.keep_first_layers, prune.keep_last_layers, prune.drop_layers
+    )
+    if dropped and not problems:
+        sizes["num_layers"] = count
+    try:
+        found = source.pruned_to(**sizes)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    if prune.compensation.rotation and found.hidden_size < source.hidden_size:
+        # A rotated stream needs the last norm's gains in the output matrix, and not in the embedding.
+        found = replace(found, tie_embeddings=False)
+    return found
+
+
+def layer_problems(
+    num_layers: int, count: int, keep_first: int, keep_last: int, drop_layers: Sequence[int] | None
+) -> list[str]:
+    """What contradicts what, when `count` of `num_layers` layers stay, among them the first and the last ones."""
+    drop = list(drop_layers or ())
+    strange = sorted({i for i in drop if not 0 <= i < num_layers})
+    twice = sorted({i for i in drop if drop.count(i) > 1})
+    if strange or twice:
+        return [
+            f"prune.drop_layers: found {i}{words}, allowed: 0 to {num_layers - 1}, each once"
+            for indices, words in ((strange, ""), (twice, " twice"))
+            for i in indices
+        ]
+    if len(drop) == num_layers:
+        return [f"prune.drop_layers: found all {num_layers} layers, allowed: at most {num_layers - 1}"]
+    if drop_layers is not None and num_layers - len(drop) != count <= num_layers:
+        return [
+            f"prune.drop_layers: found {len(drop)} of {num_layers} layers, "
+            f"allowed: {num_layers - count}, which leave prune.target.num_layers={count}"
+        ]
+    if keep_first + keep_last > count:
+        return [
+            f"prune.keep_first_layers + prune.keep_last_layers: found {keep_first} + {keep_last}, "
+            f"allowed: together at most the {count} layers that stay"
+        ]
+    return [
+        f"prune.drop_layers: found {i}, allowed: none that prune.keep_{end}_layers={kept} keeps"
+        for end, kept, ends in (
+            ("first", keep_first, range(keep_first)),
+            ("last", keep_last, range(num_layers - keep_last, num_layers)),
+        )
+        for i in sorted(set(drop) & set(ends))
+    ]
+
+
 def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) -> list[str]:
     """What is wrong with pruning and splitting a model of this shape as the configuration says, for these stages."""
     try:
-        target = source.pruned_to(**asdict(config.prune.target))
+        target = target_architecture(config, source)
     except ConfigError as error:
         return str(error).split("; ")
     tp, pp = config.parallel.tp, config.parallel.pp
@@ -110,7 +194,26 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
         length = view(config, [key])[key]
         if length > longest and not readers.isdisjoint(stages):
             found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context")
+    if "score" in stages:
+        found += importance_problems(config, source.num_layers, target.num_layers)
     return found
+
+
+def importance_problems(config: Config, num_layers: int, count: int) -> Iterator[str]:
+    """What is wrong with measuring the importance of `num_layers` layers, of which `count` stay."""
+    settings, length = config.prune.importance, config.prune.calibration.seq_length
+    for size in settings.block_sizes:
+        if not 1 <= size < num_layers:
+            yield f"prune.importance.block_sizes: found {size}, allowed: 1 to {num_layers - 1}"
+    if settings.layers != "block_influence" and length < 2:
+        yield f"prune.calibration.seq_length: found {length}, allowed: at least 2 to measure a loss"
+    needed = num_layers - count
+    chosen = settings.layers == "contiguous_block" and config.prune.drop_layers is None
+    if chosen and needed and needed not in settings.block_sizes:
+        yield (
+            f"prune.importance.block_sizes: found {settings.block_sizes}, allowed: lists with {needed}, the number of "
+            f"layers to drop ({num_layers} - {count})"
+        )
 
 
 def _ranges(config: Config) -> Iterator[str]:
@@ -129,14 +232,35 @@ def _ranges(config: Config) -> Iterator[str]:
         if value not in words:
             yield f"{key}: found {value!r}, allowed: {', '.join(words)}{nearest(value, words)}"
     paths = {"run.dir": config.run.dir, "model.source": config.model.source}
-    for index, source in enumerate(config.data.sources):
-        paths[f"data.sources[{index}].path"] = source.path
-        for name, text in asdict(source).items():
-            if name != "language" and not text.strip():
-                yield f"data.sources[{index}].{name}: found {text!r}, allowed: text that is not blank"
+    paths["prune.importance.scores"] = config.prune.importance.scores
+    for key, source in text_sources(config):
+        paths[f"{key}.path"] = source.path
+        yield from _text_source(key, source)
     for key, path in paths.items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
+
+
+def _text_source(key: str, source: TextSource) -> Iterator[str]:
+    for name in ("path", "text_key"):
+        if not (text := getattr(source, name)).strip():
+            yield f"{key}.{name}: found {text!r}, allowed: text that is not blank"
+    if source.language and not LANGUAGE.fullmatch(source.language):
+        yield f"{key}.language: found {source.language!r}, allowed: a word such as pl or en-GB, or none"
+    if isinstance(source, BlendSource) and not 0 < source.weight < math.inf:
+        yield f"{key}.weight: found {source.weight}, allowed: a positive number"
+
+
+def _calibration(config: Config) -> Iterator[str]:
+    """A source that would give no sample would be left out without a word."""
+    settings = config.prune.calibration
+    weights = [source.weight for source in settings.sources]
+    for index, count in enumerate(shares(weights, settings.samples)):
+        if not count:
+            yield (
+                f"prune.calibration.sources[{index}].weight: found {weights[index]}, allowed: enough for one of "
+                f"prune.calibration.samples={settings.samples}; the sum of the weights is {sum(weights):g}"
+            )
 
 
 def _training(config: Config) -> Iterator[str]:
@@ -160,6 +284,17 @@ def _training(config: Config) -> Iterator[str]:
         )
 
 
+def _compensation(config: Config) -> Iterator[str]:
+    settings, samples = config.prune.compensation, config.prune.calibration.samples
+    wanted = [part for part in ("attention", "ffn", "blocks", "rotation") if getattr(settings, part)]
+    for part in wanted if config.prune.streaming else ():
+        yield f"prune.compensation.{part}: found True, allowed: False with prune.streaming=True, where no model runs"
+    if wanted and settings.samples > samples:
+        yield (
+            f"prune.compensation.samples: found {settings.samples}, allowed: 1 to prune.calibration.samples={samples}"
+        )
+
+
 def _stages(config: Config) -> Iterator[str]:
     stages = config.pipeline.stages
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -170,6 +305,23 @@ def _stages(config: Config) -> Iterator[str]:
     ordered = [stage for stage in STAGES if stage in stages]
     if not unknown and stages != ordered:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
+    temperature = config.distill.temperature
+    if "teacher" in stages and temperature != 1:
+        yield f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages, which samples at 1"
+
+
+def _search(config: Config) -> Iterator[str]:
+    settings = config.prune.search
+    if "search" not in config.pipeline.stages:
+        return
+    limits = ("max_parameters", "max_memory_gib", "max_latency_ms")
+    if all(getattr(settings, name) is None for name in limits):
+        yield f"prune.search: found no budget, allowed: one of {', '.join(f'prune.search.{name}' for name in limits)}"
+    if settings.max_latency_ms is not None and not (settings.memory_bandwidth_gb_s or settings.latency_table):
+        yield (
+            f"prune.search.max_latency_ms: found {settings.max_latency_ms:g}, allowed: null, or together with "
+            "prune.search.memory_bandwidth_gb_s or prune.search.latency_table"
+        )
 
 
 def _shapes(config: Config) -> list[str]:

@@ -246,3 +246,24 @@ def test_scripts_are_the_commands(name: str):
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, cwd=os.sep)
     assert done.stdout.startswith(f"bielik-nemo {name} ") and done.returncode == 0
     assert {path.stem for path in (ROOT / "recipes").glob("*.py")} == {*STAGES, "pipeline"}
+
+
+def test_check_lists_the_candidates_of_a_search(capsys: pytest.CaptureFixture[str]):
+    """Offline, from model.shape alone; the shape that the report chose is one of them."""
+    overrides = ["prune=auto", "prune.search.max_parameters=7.35e9", "prune.search.embeddings=once"]
+    assert cli.main(["check", "experiment=bielik_minitron_7b", *overrides]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith(" l40-h4096-f11264-a32 ")]
+    assert row.split() == ["l40-h4096-f11264-a32", "7.35B", "14.6"]
+    assert any(line.startswith("86 of 1,008 shapes fit the budget (parameters 7,350,000,000") for line in lines)
+    assert any(line.split()[:3] == ["above", "max_parameters", "305"] for line in lines)
+    (target,) = [line for line in lines if line.startswith("target")]
+    assert "7,455,908,096" in target
+    assert all(len(line) <= 80 for line in lines if line.startswith(" l"))
+    assert cli.main(["check", "experiment=bielik_minitron_7b", *overrides, "prune.search.objective=importance"]) == 0
+    assert "ranked by parameters here; by importance as soon as it is measured" in capsys.readouterr().out
+
+
+def test_a_search_without_a_budget_names_the_keys(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["check", "experiment=bielik_minitron_7b", "prune=auto"]) == 2
+    assert "allowed: one of prune.search.max_parameters, prune.search.max_memory_gib" in capsys.readouterr().err

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bielik_nemo.config import STAGES, Config, Shape, TextSource, compose, freeze, load, view
+from bielik_nemo.config import CHAIN, STAGES, Config, Shape, TextSource, compose, freeze, load, view
 from bielik_nemo.errors import ConfigError
 
 
 def test_everything_has_a_default_and_the_defaults_are_possible():
     config = compose()
-    assert config.pipeline.stages == STAGES
+    assert config.pipeline.stages == CHAIN and set(CHAIN) < set(STAGES)
     assert (config.run.dir, config.model.source, config.model.shape) == ("runs/default", "", None)
 
 
@@ -105,8 +105,13 @@ def test_view_gives_plain_values():
     config = compose("tiny")
     assert view(config, ["data.seq_length", "prune.target", "data.sources"]) == {
         "data.seq_length": 128,
-        "prune.target": {"num_layers": 3, "hidden_size": None, "ffn_hidden_size": 96, "num_attention_heads": None},
-        "data.sources": [{"path": "builtin:package-docs", "text_key": "text"}],
+        "prune.target": dict.fromkeys(asdict(config.prune.target)) | {"num_layers": 3, "ffn_hidden_size": 96},
+        "data.sources": [{"path": "builtin:package-docs", "text_key": "text", "language": ""}],
+    }
+    config.data.sources = [TextSource("a", language="pl"), TextSource("b")]
+    assert view(config, ["data.sources.language", "prune.calibration.sources.weight"]) == {
+        "data.sources.language": ["pl", ""],
+        "prune.calibration.sources.weight": [],
     }
     with pytest.raises(KeyError):
         view(config, ["optim.lrr"])

@@ -13,7 +13,7 @@ import pytest
 
 from bielik_nemo import pipeline, preflight, report, ui, worker
 from bielik_nemo.artifacts import Manifest
-from bielik_nemo.config import Config, TextSource, load
+from bielik_nemo.config import BlendSource, Config, TextSource, load
 from bielik_nemo.errors import ConfigError, DataError, GateError, UserError
 from bielik_nemo.stages import Stage
 
@@ -145,6 +145,37 @@ def test_content_of_files_outside_counts_and_not_their_place(graph, config: Conf
     assert ran(graph, config) == ["data"]
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     assert ran(graph, config) == ["import_hf"]
+
+
+def test_content_of_given_scores_counts_and_not_their_place(graph, config: Config, tmp_path: Path):
+    scores, elsewhere = tmp_path / "scores.safetensors", tmp_path / "elsewhere"
+    scores.write_text("1")
+    elsewhere.mkdir()
+    pipeline.run(config)
+    config.prune.importance.scores = str(scores)
+    assert ran(graph, config) == ["score"]
+    config.prune.importance.scores = str(scores.rename(elsewhere / scores.name))
+    assert ran(graph, config) == []
+    Path(config.prune.importance.scores).write_text("2")
+    assert ran(graph, config) == ["score"]
+
+
+def test_content_of_the_calibration_blend_counts_and_not_its_place(graph, config: Config, tmp_path: Path):
+    text = tmp_path / "blend.jsonl"
+    text.write_text('{"text": "1"}')
+    config.prune.calibration.sources = [BlendSource(str(text))]
+    pipeline.run(config)
+    config.prune.calibration.sources[0].path = str(text.rename(tmp_path / "moved.jsonl"))
+    assert ran(graph, config) == ["score"]  # a file's name is part of what it is; its folder is not
+    (tmp_path / "other").mkdir()
+    config.prune.calibration.sources[0].path = str((tmp_path / "moved.jsonl").rename(tmp_path / "other/moved.jsonl"))
+    assert ran(graph, config) == []
+    Path(config.prune.calibration.sources[0].path).write_text('{"text": "2"}')
+    assert ran(graph, config) == ["score"]
+    config.prune.calibration.sources[0].text_key = "body"
+    assert ran(graph, config) == ["score"]
+    config.prune.calibration.sources.append(BlendSource(str(tmp_path / "other")))
+    assert ran(graph, config) == ["score"]
 
 
 def test_a_directory_of_texts_counts_with_all_its_levels(graph, config: Config, tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import preflight
-from bielik_nemo.config import Config, compose
+from bielik_nemo.config import BlendSource, Config, compose
 from bielik_nemo.data import text
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture
@@ -193,6 +193,20 @@ def test_texts(config: Config, tmp_path: Path):
     assert set(preflight.TEXT_SUFFIXES) == set(text._READERS)
 
 
+def test_texts_of_the_calibration_blend(config: Config, tmp_path: Path):
+    config.prune.calibration.sources = [BlendSource(str(tmp_path / "texts")), BlendSource("builtin:package-docs")]
+    assert of(config) == []
+    (tmp_path / "empty").mkdir()
+    config.prune.calibration.sources += [BlendSource(str(tmp_path / name)) for name in ("none.txt", "empty")]
+    found = of(config)
+    assert [line.split(": ")[:2] for line in found] == [
+        ["prune.calibration.sources[2].path", "no such file or directory"],
+        ["prune.calibration.sources[3].path", f"found no text in '{tmp_path}/empty', allowed"],
+    ]
+    assert len(of(config, "error", ["score"])) == 2
+    assert of(config, "error", ["import_hf", "data", "prune", "distill"]) == []
+
+
 def test_run_directory_that_cannot_be_written(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     assert of(config) == [
@@ -246,3 +260,86 @@ def test_is_quick_offline_and_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert time.monotonic() - start < 3
+
+
+def searched(*overrides: str) -> Config:
+    """The full size with a search for its shape, on a machine without checkpoint and text."""
+    return compose("bielik_minitron_7b", ["prune=auto", *overrides])
+
+
+def test_the_budget_is_that_of_the_first_candidate():
+    """7.35B with one matrix: first 50 layers, hidden 3328, FFN 11776, 24 heads, 7,348,986,112 + 32,128 * 3,328."""
+    config = searched("prune.search.max_parameters=7.35e9", "prune.search.embeddings=once")
+    assert of(config) == []
+    first, second, *_ = preflight.candidates(config).candidates
+    assert (first.name, second.name) == ("l50-h3328-f11776-a24", "l40-h4096-f11264-a32")
+    assert preflight.costs(config).target.num_parameters() == first.parameters == 7_455_908_096
+    assert not any("nothing is pruned" in line for line in of(config, "warning"))
+
+
+def test_a_search_without_a_budget_is_refused_when_it_is_composed():
+    with pytest.raises(ConfigError) as caught:
+        searched()
+    assert str(caught.value) == (
+        "prune.search: found no budget, allowed: one of "
+        "prune.search.max_parameters, prune.search.max_memory_gib, prune.search.max_latency_ms"
+    )
+    with pytest.raises(ConfigError, match=r"^prune\.search\.max_latency_ms: found 5, .*memory_bandwidth_gb_s or"):
+        searched("prune.search.max_latency_ms=5")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["max_parameters=1e9"], "prune.search.max_parameters=1,000,000,000: found no shape"),
+        (["max_parameters=8e9", "num_layers.min=51"], "prune.search.num_layers: found no size from 51 to 50"),
+        (["max_latency_ms=5", "latency_table=none.json"], "prune.search.latency_table: none.json: No such file"),
+    ],
+)
+def test_a_search_that_finds_nothing_is_told_before_it_starts(overrides: list[str], message: str):
+    (error,) = of(searched(*(f"prune.search.{each}" for each in overrides)))
+    assert error.startswith(message)
+
+
+def test_candidates_that_cannot_be_split_are_told():
+    """Five pipeline stages cannot share 42, 46 or 48 layers evenly."""
+    layout = ["parallel.pp=5", "cluster.devices_per_node=5"]
+    config = searched("prune.search.max_parameters=7.35e9", "prune.search.embeddings=once", *layout)
+    assert of(config) == []  # the first alone is taken, with 50 layers
+    config.prune.search.distill_steps = 100
+    assert [line.rpartition("candidate ")[2] for line in of(config)] == [
+        "l48-h3584-f11264-a24)",
+        "l42-h3328-f13824-a32)",
+        "l46-h3072-f14336-a24)",
+    ]  # and not the other three, of 50 and 40
+
+
+def test_oddities_of_a_search(config: Config):
+    def odd() -> list[str]:
+        return [line for line in of(config, "warning") if line.startswith("prune.search")]
+
+    config.prune.target = type(config.prune.target)()
+    config.prune.search.max_parameters = 1e6
+    assert odd() == ["prune.search.max_parameters: not used, since pipeline.stages has no search (prune=auto has one)"]
+    config.pipeline.stages.insert(config.pipeline.stages.index("prune"), "search")
+    config.prune.search.tolerance = 0.9
+    assert odd() == ["prune.search.max_parameters: found 1,000,000, which the source model does not exceed"]
+    config.prune.search.max_parameters, config.prune.search.tolerance = 2.3e5, 0.2
+    assert odd() == []
+    config.prune.search.distill_steps, config.prune.search.top_k = 100, 1
+    assert [line.split(":")[0] for line in odd()] == ["prune.search.distill_steps"] * 2
+    config.prune.search.top_k, config.prune.search.distill_steps = 2, 4
+    config.pipeline.stages.remove("distill")
+    assert len(odd()) == 1 and "does not distil" in odd()[0]
+
+
+def test_scores_of_another_run_must_be_there(config: Config, tmp_path: Path):
+    config.prune.importance.scores = str(tmp_path / "scores.safetensors")
+    (error,) = of(config)
+    assert error.startswith(f"prune.importance.scores: no such file: '{tmp_path}/scores.safetensors'; allowed: ")
+    assert of(config, "error", ["import_hf", "data"]) == []  # which do not read it
+    (tmp_path / "scores.safetensors").mkdir()
+    assert len(of(config)) == 1
+    (tmp_path / "scores.safetensors").rmdir()
+    (tmp_path / "scores.safetensors").touch()
+    assert of(config) == []

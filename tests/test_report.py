@@ -187,6 +187,13 @@ def test_a_run_that_has_only_begun(tmp_path):
             r"held_out_loss\.source: found '2\.0'",
         ),
         ("evaluate/metrics.json", {"perplexity": [7.4]}, r"perplexity: found \[7\.4\]"),
+        ("evaluate/metrics.json", {"held_out_loss_by_language": [1]}, r"by_language: found \[1\], allowed: an object"),
+        (
+            "evaluate/metrics.json",
+            {"held_out_loss_by_language": {"pruned": {"pl": "3"}}},
+            r"held_out_loss_by_language\.pruned\.pl: found '3', allowed: a number",
+        ),
+        ("evaluate/metrics.json", {"held_out_loss_by_language": {"pruned": 3}}, r"by_language\.pruned: found 3"),
         ("evaluate/metrics.json", {"samples": ["text"]}, r"samples: found \['text'\]"),
         ("export/parity.json", {"tolerance": True}, r"parity\.json: tolerance: found True"),
         ("score/importance.json", {"layers": "high"}, r"importance\.json: layers: found 'high'"),
@@ -211,6 +218,25 @@ def test_damaged_file_is_one_error_and_leaves_the_old_report(run_dir, file, text
     with pytest.raises(DataError, match=message):
         report.write(run_dir)
     assert (run_dir / "report.html").read_bytes() == before
+
+
+def test_losses_by_language_stand_beside_their_means(run_dir):
+    """The page has a row for each language and a column for each model; without them it says nothing of languages."""
+    numbers = report.collect(run_dir)
+    assert "held_out_loss_by_language" not in numbers and "Language" not in page(numbers)
+    path = run_dir / "evaluate" / "metrics.json"
+    by_language = {
+        "source": {"<en>": 1.5, "pl": 2.5},
+        "pruned": {"<en>": 3.25, "pl": float("nan")},
+        "distilled": {"<en>": 2.0, "pl": 3.0},
+    }
+    put(path, json.loads(path.read_text()) | {"held_out_loss_by_language": by_language})
+    numbers = report.collect(run_dir)
+    assert numbers["held_out_loss_by_language"] == by_language | {"pruned": {"<en>": 3.25}}
+    html = page(numbers)
+    row = html[html.index("&lt;en&gt;") :].split("</tr>")[0]
+    assert [value for value in ("1.500", "3.250", "2.000") if f">{value}<" not in row] == []
+    assert "nan" not in html and "<en>" not in html
 
 
 def test_text_that_is_not_utf8_is_named_by_line(run_dir):
@@ -388,3 +414,107 @@ def test_packages_that_changed_between_stages_are_all_named(run_dir):
 )
 def test_spelling_of_numbers(spelt, expected):
     assert spelt == expected
+
+
+def candidate(name, parameters, **ranked):
+    sizes = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 12, "num_attention_heads": 2}
+    costs = {"parameters": parameters, "parameters_once": parameters - 80, "memory_gib": 0.25, "latency_ms": None}
+    return {"name": name, **sizes, **costs, "retained": 0.5, **ranked}
+
+
+def ranked(pruned, distilled, before, after, **others):
+    losses = {"zero_shot_loss": pruned, "distilled_loss": distilled}
+    return losses | {"zero_shot_rank": before, "distilled_rank": after} | others
+
+
+@pytest.fixture
+def searched(run_dir):
+    """A run with a search: three candidates distilled, of which one diverged, and one that was not tried."""
+    languages = {"distilled_loss_by_language": {"<pl>": 2.25, "en": 2.75}}
+    rows = [
+        candidate("l2-a", 1100, **ranked(3.0, 2.75, 1, 2)),
+        candidate("l1-b", 1090, **ranked(3.5, 2.5, 2, 1, **languages)),
+        candidate("l1-c", 1080, failed="distill: the loss is nan at step 2"),
+        candidate("l1-d<i>", 1070),
+    ]
+    nearest = [candidate("l2-x", 1200), candidate("l2-y", 1210)]
+    found = {
+        "space": 48,
+        "feasible": 4,
+        "budgets": {"max_parameters": 1150.0},
+        "embeddings": "all",
+        "objective": "parameters",
+        "candidates": rows,
+        "rejected": {"above max_parameters": {"count": 40, "nearest": nearest}},
+        "source_loss": 2.0,
+    }
+    put(run_dir / "search" / "candidates.json", found)
+    put(run_dir / "search" / "manifest.json", {"stage": "search", "seconds": 8.0})
+    return run_dir
+
+
+def test_candidates_are_told_by_their_rank_after_distillation(searched):
+    """l1-b was second when pruned and is first when distilled: two of two changed places."""
+    numbers = report.collect(searched)
+    assert numbers["search"] == json.loads((searched / "search" / "candidates.json").read_text())
+    assert list(numbers["seconds"])[3] == "search"
+    html = page(numbers)
+    part = html[html.index("<h2>Search</h2>") : html.index("<h2>Architecture</h2>")]
+    seen = Reader(part)
+    assert "4 of 48 shapes fit the budget (parameters 1,150). " in seen.text
+    assert "changed the rank of 2 of 2; the best is l1-b, 2nd before it." in seen.text
+    rows = ["".join(row.split("</tr>")[0]) for row in part.split("<tr>")[2:]]
+    names = [Reader(row).text.split("\n")[0] for row in rows]
+    assert [name[:4] for name in names[:5]] == ["not ", "l1-b", "l2-a", "l1-c", "l1-d"]
+    for value in ("3.500", ">2<", "2.500", ">1<", "2.250", "2.750", "1.1k"):
+        assert value in rows[1], value
+    assert "failed" in rows[3] and "2.000" in rows[0]
+    assert "svg" in seen.tags and "rank 1: 3.500, 2.500; rank 2: 3.000, 2.750" in part
+    assert "above max_parameters" in seen.text and "l2-x, l2-y" in seen.text
+    assert "<i>" not in part and "&lt;pl&gt;" in part and "None" not in part
+
+
+def test_candidates_fit_the_terminal(searched):
+    text = shown(report.collect(searched), "ascii")
+    (best,) = [line for line in text.splitlines() if line.startswith(" l1-b ")]
+    assert best.split() == ["l1-b", "1.1k", "3.500", "2", "2.500", "1"]
+    assert max(map(len, text.splitlines())) <= 80
+    assert "(not pruned)" in text and "failed" in text
+
+
+def test_a_search_without_distillation_tells_what_is_known(searched):
+    path = searched / "search" / "candidates.json"
+    found = json.loads(path.read_text())
+    put(path, found | {"candidates": [candidate("l1-a", 1100), candidate("l1-b", 1090)], "rejected": {}})
+    numbers = report.collect(searched)
+    part = page(numbers).split("<h2>Search</h2>")[1].split("</section>")[0]
+    assert "svg" not in part and "Rank" not in part and "Left out" not in part and "0.500" in part
+    assert [line.split() for line in shown(numbers).splitlines() if line.startswith(" l1-a")] == [
+        ["l1-a", "1.1k", "0.25", "0.500"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": "many"}, r"candidates\.json: space: found 'many', allowed: a number"),
+        ({"feasible": None}, r"feasible: found nothing, allowed: a number"),
+        ({"budgets": [1]}, r"budgets: found \[1\], allowed: an object of numbers"),
+        ({"rejected": {"x": 3}}, r"rejected: found .*, allowed: an object of objects"),
+        ({"rejected": {"x": {"count": 1}}}, r"rejected\.x\.nearest: found None, allowed: a list of candidates"),
+        ({"candidates": None}, r"candidates: found None, allowed: a list of candidates"),
+        ({"candidates": [{"name": "a"}]}, r"candidates\.a\.parameters: found nothing"),
+        ({"candidates": [candidate("a", 1, distilled_rank=1)]}, r"candidates\.a\.zero_shot_loss: found nothing"),
+    ],
+)
+def test_a_damaged_search_is_one_error(searched, changes, message):
+    path = searched / "search" / "candidates.json"
+    put(path, json.loads(path.read_text()) | changes)
+    with pytest.raises(DataError, match=message):
+        report.write(searched)
+
+
+def test_ordinals():
+    assert [words.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111)] == (
+        "1st 2nd 3rd 4th 11th 12th 13th 21st 22nd 101st 111th".split()
+    )

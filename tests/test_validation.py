@@ -4,6 +4,7 @@ from bielik_nemo.config import compose
 from bielik_nemo.errors import ConfigError
 
 FULL = "bielik_minitron_7b"
+BLEND = "prune.calibration.sources="
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,24 @@ FULL = "bielik_minitron_7b"
         ("", ["run.dir='~/runs'"], "run.dir: found '~/runs', allowed: a path without ~, such as '$HOME/runs'"),
         ("", ["data.sources=[{path:''}]"], "data.sources[0].path: found '', allowed: text that is not blank"),
         ("", ["data.sources=[{path:'~/x'}]"], "data.sources[0].path: found '~/x', allowed: a path without ~"),
+        (
+            "",
+            ["data.sources=[{path:a},{path:b,language:../b}]"],
+            "data.sources[1].language: found '../b', allowed: a word such as pl or en-GB, or none",
+        ),
+        ("", [BLEND + "[{path:' '}]"], "prune.calibration.sources[0].path: found ' ', allowed: text that is not"),
+        ("", [BLEND + "[{path:a},{path:'~/x'}]"], "prune.calibration.sources[1].path: found '~/x', allowed: a path"),
+        ("", [BLEND + "[{path:a,text_key:''}]"], "prune.calibration.sources[0].text_key: found '', allowed: text"),
+        ("", [BLEND + "[{path:a,language:p}]"], "prune.calibration.sources[0].language: found 'p', allowed: a word"),
+        ("", [BLEND + "[{path:a,weight:0}]"], "prune.calibration.sources[0].weight: found 0.0, allowed: a positive"),
+        ("", [BLEND + "[{path:a,weight:inf}]"], "prune.calibration.sources[0].weight: found inf, allowed: a positive"),
+        # 10 samples at 30:1 are 10 and 0.
+        (
+            "",
+            [BLEND + "[{path:a,weight:30},{path:b}]", "prune.calibration.samples=10"],
+            "prune.calibration.sources[1].weight: found 1.0, allowed: enough for one of prune.calibration.samples=10; "
+            "the sum of the weights is 31",
+        ),
         ("", ["model.dtype=float16"], "model.dtype: found 'float16', allowed: float32, bfloat16; did you mean"),
         # What must fit together.
         ("", ["optim.lr=1e-6"], "optim.min_lr: found 1e-05, allowed: 0 to optim.lr=1e-06"),
@@ -75,6 +94,20 @@ FULL = "bielik_minitron_7b"
             "num_layers=45; allowed: 1, 3, 5, 9, 15, 45 (pruned model)",
         ),
         ("tiny", ["data.seq_length=1025"], "data.seq_length: found 1025, allowed: 1 to 1024, the model's context"),
+        ("tiny", ["prune.importance.block_sizes=[1,4]"], "prune.importance.block_sizes: found 4, allowed: 1 to 3"),
+        ("tiny", ["prune.importance.block_sizes=[0]"], "prune.importance.block_sizes: found 0, allowed: 1 to 3"),
+        # 4 layers, of which the target has 3.
+        (
+            "tiny",
+            ["prune.importance.layers=contiguous_block", "prune.importance.block_sizes=[2,3]"],
+            "prune.importance.block_sizes: found [2, 3], allowed: lists with 1, the number of layers to drop (4 - 3)",
+        ),
+        (
+            "tiny",
+            ["prune.importance.layers=loss_increase", "prune.calibration.seq_length=1"],
+            "prune.calibration.seq_length: found 1, allowed: at least 2 to measure a loss",
+        ),
+        ("", ["prune.importance.scores='~/s'"], "prune.importance.scores: found '~/s', allowed: a path without ~"),
         ("tiny", ["prune.calibration.seq_length=2000"], "prune.calibration.seq_length: found 2000, allowed: 1 to 1024"),
         (
             "tiny",
@@ -98,6 +131,9 @@ def test_problem_is_named(recipe: str, overrides: list[str], expected: str):
         ("", ["optim.min_lr=0", "optim.warmup_steps=0", "optim.clip_grad=0", "data.held_out_fraction=0", "run.seed=0"]),
         ("tiny", ["data.seq_length=1024", "parallel.tp=2", "prune.target.num_layers=4"]),
         ("tiny", ["parallel=pp2", "prune.target.num_layers=2"]),
+        ("tiny", ["prune.importance.layers=contiguous_block", "prune.importance.block_sizes=[1,3]"]),
+        ("tiny", ["prune.importance.layers=contiguous_block", "prune.target.num_layers=4"]),  # no layer is dropped
+        ("tiny", ["prune.importance.layers=contiguous_block", "prune.target.num_layers=null", "prune.drop_layers=[1]"]),
         (FULL, ["parallel.tp=8", "parallel.pp=2"]),
         ("", ["pipeline.stages=[import_hf,export]"]),
     ],

@@ -17,6 +17,8 @@ from pathlib import Path
 from bielik_nemo.errors import DataError
 
 PACKAGE_DOCS = "builtin:package-docs"
+UNNAMED = "text"
+"""What text is called whose language is not named."""
 # Left out of the package documentation: ourselves, and what a fresh environment brings in versions of its own.
 _NOT_DOCS = {"bielik-nemo", "pip", "setuptools", "wheel"}
 

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of one document, and the end-of-text token that parts it from the next."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
 def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hugging Face directory.
 

@@ -1,26 +1,59 @@
-"""The calibration set: the tokens on which importance is measured and compensation is fitted."""
+"""The calibration set: the tokens on which importance is measured and compensation is fitted.
+
+The training text from its beginning, or a blend of sources of its own (see `data.blend`). Documents of a blend that
+fall on the held-out side are left out. They are known by their text: the same text cut into other documents is not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bielik_nemo.config import Config
+from bielik_nemo import ui
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.config import BlendSource, Config
+from bielik_nemo.data import blend
+from bielik_nemo.data.text import UNNAMED, is_held_out, read_documents
+from bielik_nemo.data.tokenizer import encode, load_tokenizer
 from bielik_nemo.engine import datasets
+from bielik_nemo.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "calibration.safetensors"
 
 
 def prepare(config: Config, run_dir: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Token ids `[samples, seq_length]`, and what they were made of."""
+    """Token ids `[samples, seq_length]`, and what they were made of.
+
+    The record: `samples`, `tokens`, `sources` (path, language, weight, share, samples, tokens, number of documents they
+    were cut from and of held-out ones passed over) and `languages` (samples and tokens of each).
+
+    Raises:
+        DataError: there is too little text, or it cannot be read.
+    """
     settings = config.prune.calibration
-    length = settings.seq_length
-    blocks = datasets.blocks(run_dir / "data" / "train", length, settings.samples * length)[:, :-1]
-    return blocks, {"samples": len(blocks), "tokens": blocks.numel()}
+    with ui.progress("calibration set", settings.samples) as advance:
+        if settings.sources:
+            parts, rows = _blend(config, run_dir, advance)
+        else:
+            parts, rows = _training_text(config, run_dir, advance)
+    remaining = [iter(part) for part in parts]
+    drawn = [next(remaining[source]) for source in blend.order([len(part) for part in parts], config.run.seed)]
+    languages: dict[str, dict[str, int]] = {}
+    for row in rows:
+        of = languages.setdefault(row["language"] or UNNAMED, {"samples": 0, "tokens": 0})
+        of["samples"] += row["samples"]
+        of["tokens"] += row["tokens"]
+    record = {"samples": len(drawn), "tokens": sum(map(len, drawn)), "sources": rows, "languages": languages}
+    return torch.from_numpy(np.stack(drawn)), record
 
 
 def save(tokens: Tensor, directory: Path) -> None:
@@ -31,3 +64,73 @@ def save(tokens: Tensor, directory: Path) -> None:
 def load(run_dir: Path) -> Tensor:
     """The run's calibration set, token ids `[samples, seq_length]`."""
     return load_file(run_dir / "score" / FILE)["tokens"].long()
+
+
+def _training_text(
+    config: Config, run_dir: Path, on_sample: Callable[[], None]
+) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Samples `[n, seq_length]` of the one source there is, and its row of the record."""
+    settings, name = config.prune.calibration, "data/train"
+    packed = blend.pack(datasets.documents(run_dir / name), settings.seq_length, settings.samples, on_sample)
+    if len(packed.samples) < settings.samples:
+        raise DataError(_too_small(config, "prune.calibration.samples", "the training text", packed, settings.samples))
+    return [packed.samples], [_row(BlendSource(path=name), 1.0, packed)]
+
+
+def _blend(
+    config: Config, run_dir: Path, on_sample: Callable[[], None]
+) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Samples `[n, seq_length]` of each source, and its row of the record."""
+    settings = config.prune.calibration
+    architecture = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
+    tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
+    weights = [source.weight for source in settings.sources]
+    parts, rows = [], []
+    for index, wanted in enumerate(blend.shares(weights, settings.samples)):
+        source = settings.sources[index]
+        documents = _Documents(config, source, tokenizer)
+        packed = blend.pack(documents, settings.seq_length, wanted, on_sample)
+        if len(packed.samples) < wanted:
+            key = f"prune.calibration.sources[{index}]"
+            raise DataError(_too_small(config, key, source.path, packed, wanted, documents.held_out))
+        parts.append(packed.samples)
+        rows.append(_row(source, source.weight / sum(weights), packed, documents.held_out))
+    return parts, rows
+
+
+class _Documents:
+    """The documents of a source as token ids, without those on the held-out side, which are counted."""
+
+    def __init__(self, config: Config, source: BlendSource, tokenizer: PreTrainedTokenizerBase):
+        self.config, self.source, self.tokenizer = config, source, tokenizer
+        self.held_out = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        fraction, seed = self.config.data.held_out_fraction, self.config.run.seed
+        for document in read_documents(self.source.path, self.source.text_key):
+            if is_held_out(document, fraction, seed):
+                self.held_out += 1
+            else:
+                yield encode(self.tokenizer, document.text)
+
+
+def _row(source: BlendSource, share: float, packed: blend.Packed, held_out: int = 0) -> dict[str, Any]:
+    return {
+        "path": source.path,
+        "language": source.language,
+        "weight": source.weight,
+        "share": share,
+        "samples": len(packed.samples),
+        "tokens": packed.samples.size,
+        "documents": packed.documents,
+        "held_out_documents": held_out,
+    }
+
+
+def _too_small(config: Config, key: str, text: str, packed: blend.Packed, wanted: int, held_out: int = 0) -> str:
+    passed_over = f" and {held_out:,} held-out ones, which are left out" if held_out else ""
+    return (
+        f"{key}: found {packed.tokens:,} tokens in {packed.documents:,} documents of {text}{passed_over}: "
+        f"{len(packed.samples)} samples of prune.calibration.seq_length={config.prune.calibration.seq_length}, "
+        f"wanted {wanted}; give more text, fewer prune.calibration.samples or shorter ones"
+    )

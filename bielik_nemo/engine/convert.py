@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.engine import distributed
+from bielik_nemo.engine import checkpoint, distributed
 from bielik_nemo.engine.hf_reader import INDEX, check_source, expected_shapes
 from bielik_nemo.engine.hf_weights import Layout, hf_names, to_hf, to_megatron
 from bielik_nemo.engine.model import DTYPES
@@ -71,6 +71,18 @@ def load_hf(model: GPTModel, directory: Path, a: Architecture) -> None:
                 f"{directory}: {name} becomes {list(value.shape)}, the model has {list(parameter.shape)}"
             )
         parameter.copy_(value)
+
+
+def load_stage(model: GPTModel, directory: Path, a: Architecture) -> None:
+    """Fill this rank's part of a model with the weights that a stage left in its directory, in either format.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    if (directory / "hf").is_dir():  # cut by streaming
+        load_hf(model, directory / "hf", a)
+    else:
+        checkpoint.load(model, directory / "megatron")
 
 
 @torch.no_grad()
@@ -140,20 +152,41 @@ def save_hf(
         CheckpointError: a tensor of the architecture was not written, or one more than it has.
     """
     with distributed.whole_directory(directory) as partial:
-        files, total = _write_shards(gathered_hf_tensors(model, a), partial, int(max_shard_gib * 2**30), DTYPES[dtype])
-        if distributed.rank() != 0:
-            return
-        written = [name for names in files for name in names]
-        expected = expected_shapes(a)
-        if sorted(written) != sorted(expected):
-            odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
-            raise CheckpointError(
-                f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}"
-            )
-        _name_shards(partial, files, total)
-        config = a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        copy_tokenizer(tokenizer, partial)
+        write_hf(gathered_hf_tensors(model, a), partial, a, tokenizer, max_shard_gib, dtype)
+
+
+def write_hf(
+    tensors: Iterator[tuple[str, Tensor]],
+    directory: Path,
+    a: Architecture,
+    tokenizer: Path | None,
+    max_shard_gib: float,
+    dtype: str,
+) -> None:
+    """Write tensors into a Hugging Face directory, on rank 0; see `save_hf`.
+
+    Args:
+        tensors: Hugging Face names and values; all ranks go through them.
+        directory: an empty one.
+        a: shape of the whole model.
+        tokenizer: as in `save_hf`.
+        max_shard_gib: as in `save_hf`; saving takes twice as much memory.
+        dtype: of the written tensors.
+    """
+    files, total = _write_shards(tensors, directory, int(max_shard_gib * 2**30), DTYPES[dtype])
+    if distributed.rank() != 0:
+        return
+    written = [name for names in files for name in names]
+    expected = expected_shapes(a)
+    if sorted(written) != sorted(expected):
+        odd = sorted(set(written) ^ set(expected)) or sorted({n for n in written if written.count(n) > 1})
+        raise CheckpointError(
+            f"{directory}: export wrote {len(written)} tensors of {len(expected)}; first odd one {odd[0]}"
+        )
+    _name_shards(directory, files, total)
+    config = a.to_hf() | {"torch_dtype": dtype} | _token_ids(tokenizer)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    copy_tokenizer(tokenizer, directory)
 
 
 def _write_shards(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,22 +23,38 @@ if TYPE_CHECKING:
 class HeldOut:
     """The held-out tokens on which every model of a run is measured: the same ones, in the same order, each time."""
 
-    prefix: str  # of the dataset, without suffix
+    directory: str  # one dataset for each language, by its name
     seq_length: int
     tokens: int
     batch_size: int
 
     def loss(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> float:
         """Mean cross-entropy of a model in nats per token; the same on every rank."""
-        return forward.held_out_loss(model, self.blocks(), self.batch_size, on_batch)
+        return self.measure(model, on_batch)[0]
 
-    def blocks(self) -> Tensor:
-        """Token ids `[n, seq_length + 1]`."""
-        return blocks(Path(self.prefix), self.seq_length, self.tokens)
+    def losses(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """The same by language."""
+        return self.measure(model, on_batch)[1]
+
+    def measure(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> tuple[float, dict[str, float]]:
+        """Mean over all tokens, and by language, from one pass.
+
+        Args:
+            model: this rank's part.
+            on_batch: called once a batch is through, `batches` times.
+        """
+        parts = self.blocks()
+        losses = {name: forward.held_out_loss(model, part, self.batch_size, on_batch) for name, part in parts.items()}
+        total = sum(map(len, parts.values()))
+        return sum(losses[name] * (len(part) / total) for name, part in parts.items()), losses
+
+    def blocks(self) -> dict[str, Tensor]:
+        """Token ids `[n, seq_length + 1]` by language; see `by_language`."""
+        return by_language(Path(self.directory), self.seq_length, self.tokens)
 
     def batches(self) -> int:
-        """Number of forward passes that `loss` takes, when the dataset is large enough."""
-        return -(-max(self.tokens // self.seq_length, 1) // self.batch_size)
+        """Number of forward passes that measuring takes."""
+        return sum(-(-len(part) // self.batch_size) for part in self.blocks().values())
 
 
 def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:
@@ -76,19 +92,44 @@ def blocks(prefix: Path, seq_length: int, tokens: int) -> Tensor:
     Raises:
         DataError: the dataset does not fill one block.
     """
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    dataset = IndexedDataset(str(prefix))
     pieces: list[np.ndarray] = []
     wanted = max(tokens // seq_length, 1) * seq_length + 1
     size = 0
-    for i in range(len(dataset)):
-        pieces.append(dataset[i])
-        size += len(pieces[-1])
+    for ids in documents(prefix):
+        pieces.append(ids)
+        size += len(ids)
         if size >= wanted:
             break
-    stream = torch.from_numpy(np.concatenate(pieces).astype(np.int64)) if pieces else torch.empty(0, dtype=torch.int64)
+    stream = torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0, dtype=torch.int64)
     count = min((len(stream) - 1) // seq_length, (wanted - 1) // seq_length)
     if count < 1:
         raise DataError(f"{prefix}: {len(stream)} tokens do not fill one block of data.seq_length={seq_length} + 1")
     return torch.stack([stream[i * seq_length : (i + 1) * seq_length + 1] for i in range(count)])
+
+
+def prefixes(directory: Path) -> dict[str, Path]:
+    """The datasets in a directory: paths without suffix by name, sorted.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = {path.stem: path.with_suffix("") for path in sorted(directory.glob("*.idx"))}
+    if not found:
+        raise DataError(f"{directory}: no datasets in this directory")
+    return found
+
+
+def by_language(directory: Path, seq_length: int, tokens: int) -> dict[str, Tensor]:
+    """`blocks` of every dataset in a directory, which share the wanted tokens equally; by the datasets' names."""
+    found = prefixes(directory)
+    return {name: blocks(prefix, seq_length, tokens // len(found)) for name, prefix in found.items()}
+
+
+def documents(prefix: Path) -> Iterator[np.ndarray]:
+    """The documents of a dataset, as token ids (int64), in order."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))
+    for i in range(len(dataset)):
+        # A copy: what Megatron gives out is a view of a mapped file, which goes with the dataset.
+        yield dataset[i].astype(np.int64)

@@ -129,3 +129,10 @@ def whole_directory(directory: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     barrier()
+
+
+def merged(own: dict) -> dict:
+    """The entries of all ranks together; the same on every rank."""
+    found: list[dict] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return {key: value for each in found for key, value in each.items()}

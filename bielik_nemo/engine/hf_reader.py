@@ -70,6 +70,13 @@ class SafetensorsReader:
             )
         return part[start:stop] if dim == 0 else part[:, start:stop]
 
+    def close(self) -> None:
+        """Let go of all files: what was read of a file counts as this process's memory for as long as it is open.
+
+        Tensors that were read and not copied keep theirs open.
+        """
+        self._opened.clear()
+
     def _slice(self, name: str):
         if name not in self._files:
             raise CheckpointError(f"{self.directory}: tensor {name} is missing")

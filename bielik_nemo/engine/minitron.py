@@ -2,13 +2,14 @@
 
 Definitions are Model Optimizer's: a unit's score is sqrt(sum_batch(mean_seq |x|)^2) in fp32, of norm outputs for the
 hidden size, of the down projection's input for FFN channels, of the output projection's input for heads (ranked within
-their query group); a layer's score is its Block Influence 1 - cos(input, output) (arXiv 2407.14679, 2408.11796).
+their query group); a layer's score is its Block Influence 1 - cos(input, output), here the mean over batches, there
+their sum (arXiv 2407.14679, 2408.11796).
 
 Adaptations:
 
 - torch's RMSNorm, which Megatron's local layer spec uses, is unknown to Model Optimizer: registered here.
-- Its own score file is a pickle that depends on the pipeline layout. Scores are kept in safetensors under global layer
-  names, and handed back through a file of its format that lives only for the call.
+- Its own score file is a pickle that depends on the pipeline layout. Scores are kept in a file of ours (scores.py), and
+  what they choose (prune/kept.py) is handed back through one of its format that lives only for the call.
 - Default divisors are coarse (layers 2, FFN 512, hidden 256): each is the greatest that allows the target.
 """
 
@@ -18,61 +19,24 @@ import functools
 import math
 import re
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import cpu, distributed
-from bielik_nemo.errors import CheckpointError, GateError
+from bielik_nemo.engine.scores import Scores
+from bielik_nemo.errors import GateError
+from bielik_nemo.prune.kept import Kept
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 _AXES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Importance scores of one model, independent of the layout they were measured under.
-
-    Attributes:
-        layers: Block Influence `[num_layers]`, summed over calibration batches; higher is more important.
-        units: squared activation scores, `norms.<i>` `[hidden_size]` and
-            `decoder.layers.<i>.{self_attention,mlp}` by global layer.
-    """
-
-    layers: Tensor
-    units: dict[str, Tensor]
-
-    def kept_layers(self, count: int) -> list[int]:
-        """0-based indices of the `count` most important layers, in model order; ties as in Model Optimizer."""
-        order = sorted(range(len(self.layers)), key=lambda i: self.layers[i].item(), reverse=True)
-        return sorted(order[:count])
-
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
-        save_file({"layers": self.layers} | {name: t.contiguous() for name, t in self.units.items()}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Scores:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: missing or damaged.
-        """
-        try:
-            tensors = load_file(path)
-            return cls(tensors.pop("layers"), tensors)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path}: missing, damaged or not a score file ({error})") from None
 
 
 @functools.cache
@@ -125,13 +89,16 @@ def score(model: GPTModel, architecture: Architecture, forward: Callable[[GPTMod
     Args:
         model: this rank's part; tensor parallel size 1.
         architecture: of the whole model.
-        forward: runs the calibration set through the model.
+        forward: runs the calibration set through the model, one call for each batch.
     """
+    batches: list[None] = []
+    counter = model.register_forward_pre_hook(lambda *_: batches.append(None))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "scores.pth"
         _prune(model, architecture, architecture, path, forward)
         (written,) = Path(directory).iterdir()
         state = torch.load(written, weights_only=True)
+    counter.remove()
     units: dict[str, Tensor] = {}
     first_layer = norms = 0
     for activations in state["activations_per_rank"]:
@@ -144,68 +111,60 @@ def score(model: GPTModel, architecture: Architecture, forward: Callable[[GPTMod
             else:
                 units[_LAYER.sub(lambda m, f=first_layer: f"decoder.layers.{int(m.group(1)) + f}.", name)] = value.cpu()
         first_layer += len(local)
-    layers = [state["layer_scores"][i + 1] for i in range(architecture.num_layers)]
+    layers = [state["layer_scores"][i + 1] / len(batches) for i in range(architecture.num_layers)]
     return Scores(torch.tensor(layers, dtype=torch.float64), units)
 
 
-def _modelopt_state(scores: Scores, stages: int) -> dict:
-    """Scores in the form that Model Optimizer writes and reads, for this number of pipeline stages."""
-    layers = len(scores.layers)
-    per_stage = layers // stages
+def _modelopt_state(kept: Kept, source: Architecture, stages: int) -> dict:
+    """A choice as scores in the form that Model Optimizer writes and reads, for this number of pipeline stages.
+
+    Units that stay score by their place in the cut model, all others 0. So the result is what was chosen on every
+    layout, whatever rounding does to sums of scores over stages, and whoever chose.
+    """
+
+    def score(indices: Sequence[int], total: int, channels: int = 1) -> Tensor:
+        places = torch.zeros(total, device=distributed.device())
+        places[list(indices)] = torch.arange(len(indices), 0, -1).to(places)
+        return places.square().repeat_interleave(channels)  # Model Optimizer takes the root
+
+    per_stage = source.num_layers // stages
     ranks = []
     for stage in range(stages):
-        first = stage * per_stage
-        local: dict = {"": {i: scores.units[f"norms.{i}"] for i in range(2 * first, 2 * (first + per_stage))}}
+        # Sums over all norms of all stages decide on the hidden size.
+        local: dict = {"": {0: score(kept.hidden if stage == 0 else [], source.hidden_size)}}
         for i in range(per_stage):
-            for part in ("self_attention", "mlp"):
-                local[f"decoder.layers.{i}.{part}"] = scores.units[f"decoder.layers.{first + i}.{part}"]
+            layer, name = stage * per_stage + i, f"decoder.layers.{i}."
+            heads = kept.heads.get(layer, [])
+            local[name + "self_attention"] = score(heads, source.num_attention_heads, source.head_dim)
+            local[name + "mlp"] = score(kept.ffn.get(layer, []), source.ffn_hidden_size)
         ranks.append(local)
     return {
         "activations_per_rank": ranks,
-        "layer_scores": {i + 1: scores.layers[i].item() for i in range(layers)},
+        "layer_scores": {i + 1: float(i in kept.layers) for i in range(source.num_layers)},
         "sorted_layers": None,
         "top_k_candidates_per_constraint": {},
     }
 
 
-def _check_owner(scores: Scores, source: Architecture) -> None:
-    """Compare the shapes of scores with an architecture's."""
-    expected = {"layers": source.num_layers}
-    expected |= {f"norms.{i}": source.hidden_size for i in range(2 * source.num_layers)}
-    for i in range(source.num_layers):
-        expected[f"decoder.layers.{i}.self_attention"] = source.num_attention_heads * source.head_dim
-        expected[f"decoder.layers.{i}.mlp"] = source.ffn_hidden_size
-    found = {name: tensor.numel() for name, tensor in {"layers": scores.layers, **scores.units}.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"scores are another model's: found {found.get(name, 0)} of {name}, "
-                f"this model has {expected.get(name, 0)}"
-            )
-
-
-def prune(model: GPTModel, source: Architecture, target: Architecture, scores: Scores) -> GPTModel:
-    """Cut a model to a target by given scores, in place.
+def prune(model: GPTModel, source: Architecture, target: Architecture, kept: Kept) -> GPTModel:
+    """Cut a model to what was chosen to stay, in place.
 
     Args:
         model: this rank's part, with its weights; tensor parallel size 1.
         source: architecture of `model`.
         target: architecture wanted; query groups and head_dim as in `source`.
-        scores: of this very model.
+        kept: as many units of each axis as `target` has.
 
     Raises:
-        CheckpointError: the scores are another model's.
         GateError: the result does not have the target's number of parameters.
     """
     from megatron.core import parallel_state
 
-    stages = parallel_state.get_pipeline_model_parallel_world_size()
-    _check_owner(scores, source)
     if target != source:
+        state = _modelopt_state(kept, source, parallel_state.get_pipeline_model_parallel_world_size())
         with tempfile.TemporaryDirectory() as directory:
-            rank = distributed.rank()
             path = Path(directory) / "scores.pth"
-            torch.save(_modelopt_state(scores, stages), Path(directory) / f"scores{rank}.pth")
+            torch.save(state, path.with_stem(f"scores{distributed.rank()}"))
             model = _prune(model, source, target, path, lambda _: None)
     check_counts(model, target)
     return model

@@ -21,7 +21,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def gpt_config(
-    architecture: Architecture, *, tp: int = 1, pp: int = 1, dtype: str = "float32", seq_length: int | None = None
+    architecture: Architecture,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: str = "float32",
+    seq_length: int | None = None,
+    fused: bool = True,
 ) -> GPTConfig:
     """NeMo's configuration of this decoder, with every fusion that the machine has.
 
@@ -31,24 +37,27 @@ def gpt_config(
         pp: pipeline parallel size.
         dtype: of parameters and of what travels between pipeline stages.
         seq_length: longest sequence of a training batch; None: the model's context.
+        fused: False for Megatron's own layers also where there is Transformer Engine, which joins a norm to the linear
+            layer behind it: Model Optimizer knows them apart only. Checkpoints are the same.
     """
     cpu.enable()
-    from nemo.collections.llm.gpt.model.base import HAVE_TE, GPTConfig
+    from nemo.collections.llm.gpt.model.base import HAVE_TE, GPTConfig, default_layer_spec, local_layer_spec
     from nemo.collections.llm.gpt.model.llama import Llama31Config
 
     return (Llama31Config if architecture.rope_scaling else GPTConfig)(
         **architecture.gpt_config_kwargs(seq_length, tp),
         activation_func=torch.nn.functional.silu,
+        transformer_layer_spec=default_layer_spec if fused else local_layer_spec,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         params_dtype=DTYPES[dtype],
         pipeline_dtype=DTYPES[dtype],
         bf16=dtype == "bfloat16",
-        bias_activation_fusion=HAVE_TE,
-        bias_dropout_fusion=HAVE_TE,
-        masked_softmax_fusion=HAVE_TE,
-        apply_rope_fusion=HAVE_TE,
-        persist_layer_norm=HAVE_TE,
+        bias_activation_fusion=HAVE_TE and fused,
+        bias_dropout_fusion=HAVE_TE and fused,
+        masked_softmax_fusion=HAVE_TE and fused,
+        apply_rope_fusion=HAVE_TE and fused,
+        persist_layer_norm=HAVE_TE and fused,
         # Losses are sums; Megatron divides their gradient once, by the global number of counted tokens.
         calculate_per_token_loss=True,
     )

@@ -99,10 +99,12 @@ class TrainingProgress(pl.Callback):
         self.open.close()
 
     def _validate(self, trainer: pl.Trainer, module: Any) -> None:
-        self._record(trainer, held_out_loss=self.held_out.loss(module.core_module))
+        loss, losses = self.held_out.measure(module.core_module)
+        by_language = {"held_out_loss_by_language": losses} if len(losses) > 1 else {}
+        self._record(trainer, held_out_loss=loss, **by_language)
         self.mark, self.marked = time.monotonic(), trainer.global_step  # not training: left out of the rate
 
-    def _record(self, trainer: pl.Trainer, **values: float) -> None:
+    def _record(self, trainer: pl.Trainer, **values: Any) -> None:
         if not trainer.is_global_zero:
             return
         step = trainer.global_step

@@ -24,7 +24,7 @@ from nemo import lightning as nl  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
 
-from bielik_nemo.engine.datasets import HeldOut  # noqa: E402
+from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, NewestCheckpoint, Resume  # noqa: E402
 
@@ -42,11 +42,11 @@ class TextDataset(GPTDataset):
         self._pad_token_id = -1
 
 
-def held_out(config: Config, prefix: Path) -> run.Config[HeldOut]:
+def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
     """The held-out tokens of this configuration."""
     return run.Config(
         HeldOut,
-        prefix=str(prefix),
+        directory=str(directory),
         seq_length=config.data.seq_length,
         tokens=config.data.held_out_tokens,
         batch_size=config.data.micro_batch_size,
@@ -127,9 +127,11 @@ def data(
     config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Path
 ) -> run.Config[PreTrainingDataModule]:
     """Megatron indexed datasets through NeMo's resumable data module."""
+    # NeMo asks for all three; from the last two nothing is drawn (see `trainer`), and any small dataset will do.
+    unused = [str(next(iter(prefixes(held_out).values())))]
     return run.Config(
         PreTrainingDataModule,
-        paths={"train": [str(train)], "validation": [str(held_out)], "test": [str(held_out)]},
+        paths={"train": [str(train)], "validation": unused, "test": unused},
         tokenizer=run.Config(AutoTokenizer, pretrained_model_name=str(tokenizer), use_fast=True),
         seq_length=config.data.seq_length,
         micro_batch_size=config.data.micro_batch_size,

@@ -6,5 +6,6 @@ what the trainer adds up over micro-batches and data-parallel ranks before it di
 
 from bielik_nemo.losses.cross_entropy import cross_entropy
 from bielik_nemo.losses.forward_kl import forward_kl
+from bielik_nemo.losses.sampled_kl import draw, sampled_kl
 
-__all__ = ["cross_entropy", "forward_kl"]
+__all__ = ["cross_entropy", "draw", "forward_kl", "sampled_kl"]

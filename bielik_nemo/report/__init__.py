@@ -3,6 +3,7 @@
     collect(run_dir)  the numbers, as a dict              (numbers.py)
     write(run_dir)    report.json and report.html         (page.py, with plots.py and style.py)
     table(numbers)    what the terminal shows             (terminal.py)
+    candidates(found) the search alone, for the terminal  (search.py)
 
 Nothing here imports torch; matplotlib is loaded only when a plot is drawn.
 """
@@ -16,9 +17,10 @@ from bielik_nemo import artifacts
 from bielik_nemo.errors import DataError
 from bielik_nemo.report.numbers import collect
 from bielik_nemo.report.page import page
+from bielik_nemo.report.search import candidates
 from bielik_nemo.report.terminal import table
 
-__all__ = ["collect", "table", "write"]
+__all__ = ["candidates", "collect", "table", "write"]
 
 
 def write(run_dir: str | Path) -> Path:

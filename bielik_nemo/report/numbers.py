@@ -30,8 +30,10 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     run                 name of the run directory
     parameters          {source, target: all; source_once, target_once: one of two embedding matrices}
     architecture        {source, target: fields of Architecture}
+    search              candidates, how distillation ranked them, and what fell out: search/candidates.json
     layers              {importance: [one per layer, Block Influence], dropped: [0-based]}
     held_out_loss       {source, pruned, distilled}, nats per token, over held_out_tokens tokens
+    held_out_loss_by_language  {source, pruned, distilled: {language: nats per token}}, where there are several
     perplexity          {source, pruned, distilled}
     gap_closed          see `gap_closed`
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
@@ -52,8 +54,10 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     numbers = {
         "run": run_dir.resolve().name,
         **_architectures(run_dir),
+        "search": _search(run_dir / "search" / "candidates.json"),
         "layers": _layers(run_dir / "score" / "importance.json", run_dir / "prune" / "pruned.json"),
         "held_out_loss": held_out_loss,
+        "held_out_loss_by_language": _by_language(evaluation, content),
         "perplexity": _numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
         "held_out_tokens": _numbers_of(evaluation, content, ["tokens"]).get("tokens"),
         "gap_closed": gap_closed(held_out_loss),
@@ -125,6 +129,51 @@ def _curve(path: Path) -> dict[str, list]:
             if key in row:
                 curve[kind][row["step"]] = row
     return {kind: [rows[step] for step in sorted(rows)] for kind, rows in curve.items() if rows}
+
+
+def _search(path: Path) -> dict[str, Any]:
+    """The file's content, whose numbers are numbers and whose lists are lists."""
+    found = _read(path)
+    if not found:
+        return {}
+    _needed(path, found, ("space", "feasible"))
+    _needed(path, found, ("source_loss",) if "source_loss" in found else ())
+    budgets, rejected = found.get("budgets"), found.get("rejected")
+    _numbers_of(path, budgets, budgets if isinstance(budgets, dict) else (), "budgets.")
+    groups = {"candidates": found.get("candidates")}
+    if not isinstance(rejected, dict) or not all(isinstance(each, dict) for each in rejected.values()):
+        raise DataError(f"{path}: rejected: found {rejected!r:.80}, allowed: an object of objects")
+    for reason, each in rejected.items():
+        _needed(path, each, ("count",), f"rejected.{reason}.")
+        groups[f"rejected.{reason}.nearest"] = each.get("nearest")
+    for name, rows in groups.items():
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path}: {name}: found {rows!r:.80}, allowed: a list of candidates")
+        for row in rows:
+            where = f"{name}.{row.get('name')}."
+            _needed(path, row, ("parameters", "parameters_once", "memory_gib"), where)
+            ranked = ("zero_shot_loss", "distilled_loss", "zero_shot_rank", "distilled_rank")
+            _needed(path, row, ranked if "distilled_rank" in row else (), where)
+            for key in ("zero_shot_loss_by_language", "distilled_loss_by_language"):
+                _numbers_of(path, row.get(key), row.get(key) or (), f"{where}{key}.")
+    return found
+
+
+def _needed(path: Path, table: dict[str, Any], keys: Iterable[str], prefix: str = "") -> None:
+    """Check that all these numbers are there."""
+    found = _numbers_of(path, table, keys, prefix)
+    for key in keys:
+        if key not in found:
+            raise DataError(f"{path}: {prefix}{key}: found nothing, allowed: a number")
+
+
+def _by_language(path: Path, content: dict[str, Any], key: str = "held_out_loss_by_language") -> dict[str, dict]:
+    roles = content.get(key) or {}
+    if not isinstance(roles, dict):
+        raise DataError(f"{path}: {key}: found {roles!r:.80}, allowed: an object of {', '.join(ROLES)}")
+    found = {role: roles[role] for role in ROLES if roles.get(role)}
+    losses = {role: _numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
+    return {role: each for role, each in losses.items() if each}
 
 
 def _samples(path: Path, samples: Any) -> list[dict[str, str]]:

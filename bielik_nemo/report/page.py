@@ -9,7 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from bielik_nemo.report import markup, plots, words
+from bielik_nemo.report import markup, plots, search, words
 from bielik_nemo.report.numbers import ROLES
 from bielik_nemo.report.style import stylesheet
 
@@ -19,7 +19,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
-    sections = (_quality, _distillation, _architecture, _layers, _samples, _time, _export)
+    sections = (_quality, _distillation, _search, _architecture, _layers, _samples, _time, _export)
     body = "\n".join(part for part in (section(numbers) for section in sections) if part)
     name = escape(numbers["run"])
     return f"""<!DOCTYPE html>
@@ -94,7 +94,21 @@ def _quality(numbers: dict[str, Any]) -> str:
     tokens = f" over {numbers['held_out_tokens']:,} tokens" if "held_out_tokens" in numbers else ""
     note = f"Mean cross-entropy{tokens} of text that no stage learned from. Less is better."
     heads = ["Model", "Loss<br>nats per token", "", "Perplexity"]
-    return markup.section("Held-out loss", note, markup.table(heads, ["number", "bar", "number"], rows))
+    body = markup.table(heads, ["number", "bar", "number"], rows) + _languages(numbers)
+    return markup.section("Held-out loss", note, body)
+
+
+def _languages(numbers: dict[str, Any]) -> str:
+    """Held-out loss of every model in every language."""
+    losses = numbers.get("held_out_loss_by_language", {})
+    if not losses:
+        return ""
+    languages = dict.fromkeys(language for each in losses.values() for language in each)
+    rows = [
+        [escape(language), *(f"{each[language]:.3f}" if language in each else "" for each in losses.values())]
+        for language in languages
+    ]
+    return markup.table(["Language", *map(markup.model, losses)], ["number"] * len(losses), rows)
 
 
 def _distillation(numbers: dict[str, Any]) -> str:
@@ -122,6 +136,10 @@ def _distillation(numbers: dict[str, Any]) -> str:
     facts += [f"{median(rates):,.0f} tokens per second (median)"] if rates else []
     body = f'<div class="panels">{"".join(panels)}</div>'
     return markup.section("Distillation", ", ".join(facts) + ".", body)
+
+
+def _search(numbers: dict[str, Any]) -> str:
+    return search.section(numbers["search"]) if "search" in numbers else ""
 
 
 def _architecture(numbers: dict[str, Any]) -> str:

@@ -75,6 +75,25 @@ def curve(
     return _svg(title, _LOW if minor else _PANEL, paint)
 
 
+def ranks(title: str, points: Sequence[tuple[float, float, int]]) -> str:
+    """One point per candidate: loss when pruned, loss when distilled, and the rank that stands beside it."""
+
+    def paint(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        across, up, labels = zip(*points, strict=True)
+        axes.scatter(across, up, s=22, color=_COLOUR["distilled"])
+        for x, y, label in zip(across, up, labels, strict=True):
+            offset = {"xytext": (5, 3), "textcoords": "offset points"}
+            axes.annotate(str(label), (x, y), **offset, color=_COLOUR["ink"])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.margins(0.12)
+        axes.set_xlabel("pruned, nats per token", loc="right")
+
+    listed = "; ".join(f"rank {rank}: {pruned:.3f}, {distilled:.3f}" for pruned, distilled, rank in points)
+    return _svg(f"{title}. {listed}", _PANEL, paint)
+
+
 def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
     """Draw on fresh axes and return one <svg> element, named `title` for those who cannot see it."""
     import matplotlib

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bielik_nemo.report import words
 from bielik_nemo.report.numbers import ROLES
+from bielik_nemo.report.search import candidates
 
 
 def table(numbers: dict[str, Any]) -> Group:
@@ -18,6 +19,8 @@ def table(numbers: dict[str, Any]) -> Group:
     parts = [Text("\n".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
     if words.sentences(numbers):
         parts.append(_models(numbers))
+    if "search" in numbers:
+        parts.append(candidates(numbers["search"]))
     if "seconds" in numbers:
         parts.append(_stages(numbers["seconds"]))
     if "max_abs_logit_diff" in numbers.get("parity", {}):

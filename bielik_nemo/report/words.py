@@ -40,6 +40,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st."""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{ends.get(number % 10, 'th') if number % 100 // 10 != 1 else 'th'}"
+
+
 def perplexity(value: float) -> str:
     """Two decimals, or powers of ten where a model is lost altogether."""
     return f"{value:,.2f}" if value < 1e5 else f"{value:.2e}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Stage:
         uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
+        resumed: what an interrupted attempt keeps besides, and goes on from.
         layout: tensor and pipeline parallel size it runs under.
         trains: whether it uses all data-parallel ranks and goes on from what is in `RESUMED` when it was interrupted.
         version: raised when its code changes the result for the same settings.
@@ -43,6 +44,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
+    resumed: tuple[str, ...] = ()
     layout: Callable[[Config], Layout] = lambda config: (1, 1)
     trains: bool = False
     version: int = 1
@@ -50,6 +52,11 @@ class Stage:
     def run(self, config: Config, run_dir: Path) -> dict[str, Any]:
         """Do the work on this rank; returns what it measured."""
         return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
+
+    def results(self, config: Config) -> tuple[str, ...]:
+        """`outputs` under this configuration: what is cut by streaming is a Hugging Face directory."""
+        streamed = self.name == "prune" and config.prune.streaming
+        return tuple("hf" if streamed and name == "megatron" else name for name in self.outputs)
 
     def world_size(self, config: Config) -> int:
         """Number of processes that the stage wants."""
@@ -62,10 +69,10 @@ def _whole(config: Config) -> Layout:
 
 
 MODEL_STAGES = ("import_hf", "prune", "distill")
-"""Stages that leave a Megatron model in `<stage>/megatron` and its shape in `<stage>/architecture.json`."""
+"""Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
-RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
-"""What an interrupted training stage keeps in its directory."""
+RESUMED = ("checkpoints", "metrics.jsonl", "nemo", "shards")
+"""What an interrupted stage that trains, or teaches, keeps in its directory."""
 
 GRAPH = {
     stage.name: stage
@@ -87,32 +94,55 @@ GRAPH = {
         ),
         Stage(
             "data",
-            keys=("data.held_out_fraction", "run.seed"),
-            outputs=("train.bin", "train.idx", "held_out.bin", "held_out.idx", "summary.json"),
-            free=("data.sources",),
+            keys=("data.held_out_fraction", "data.sources.language", "run.seed"),
+            outputs=("train.bin", "train.idx", "held_out", "summary.json"),
+            free=("data.sources.path", "data.sources.text_key"),
             needs=("import_hf",),
         ),
         Stage(
             "score",
             keys=(
                 "model.dtype",
-                "prune.calibration",
-                "prune.importance",
+                "prune.calibration.sources.language",
+                "prune.calibration.sources.weight",
+                "prune.calibration.samples",
+                "prune.calibration.seq_length",
+                "prune.calibration.batch_size",
+                "prune.importance.batch_aggregation",
+                "prune.importance.seq_aggregation",
+                "prune.importance.layers",
+                "prune.importance.layer_samples",
+                "prune.importance.block_sizes",
                 "data.seq_length",
                 "data.held_out_tokens",
                 "data.held_out_fraction",
                 "run.seed",
             ),
             outputs=("scores.safetensors", "calibration.safetensors", "importance.json"),
-            free=("distill.gate_max_loss", "parallel.pp", "evaluate.batch_size"),
+            free=(
+                "prune.calibration.sources.path",
+                "prune.calibration.sources.text_key",
+                "prune.importance.scores",
+                "distill.gate_max_loss",
+                "parallel.pp",
+                "evaluate.batch_size",
+            ),
             needs=("import_hf", "data"),
             # Model Optimizer scores and prunes at tensor parallel size 1 only.
             layout=lambda config: (1, config.parallel.pp),
         ),
         Stage(
             "search",
-            keys=("prune.search", "prune.target"),
+            keys=("prune.search", "prune.target", "prune.drop_layers", "data.held_out_tokens"),
             outputs=("candidates.json", "target.json"),
+            scratch=("runs",),
+            resumed=("runs",),
+            free=(
+                "parallel",
+                "prune.calibration.seq_length",
+                "prune.importance.block_sizes",
+                "trainer.validate_every",
+            ),
             needs=("import_hf", "score"),
         ),
         Stage(
@@ -127,11 +157,36 @@ GRAPH = {
                 "prune.compensation",
                 "prune.streaming",
             ),
-            outputs=("megatron", "architecture.json", "pruned.json"),
-            free=("parallel.pp", "run.seed", "pipeline.stages", "prune.calibration.batch_size"),
+            outputs=("megatron", "architecture.json", "pruned.json", "kept.json"),
+            scratch=("source",),
+            free=("model.source", "parallel.pp", "run.seed", "pipeline.stages", "prune.calibration.batch_size"),
             needs=("import_hf", "score"),
             uses=("search",),
-            layout=lambda config: (1, config.parallel.pp),
+            layout=lambda config: (1, 1 if config.prune.streaming else config.parallel.pp),
+        ),
+        Stage(
+            "teacher",
+            keys=(
+                "model.dtype",
+                "teacher",
+                "data.seq_length",
+                "data.global_batch_size",
+                "trainer.max_steps",
+                "run.seed",
+            ),
+            outputs=("shards", "teacher.json"),
+            scratch=("index_cache",),
+            free=(
+                "distill.gate_max_loss",
+                "distill.gate_tolerance",
+                "data.held_out_tokens",
+                "data.micro_batch_size",
+                "parallel",
+                "cluster",
+            ),
+            needs=("import_hf", "data", "score"),
+            layout=_whole,
+            trains=True,
         ),
         Stage(
             "distill",
@@ -157,8 +212,10 @@ GRAPH = {
                 "trainer.validate_every",
                 "trainer.checkpoint_every",
                 "data.held_out_tokens",
+                "pipeline.stages",
             ),
             needs=("import_hf", "data", "score", "prune"),
+            uses=("teacher",),
             layout=_whole,
             trains=True,
         ),
@@ -182,6 +239,15 @@ GRAPH = {
         ),
     )
 }
+
+
+RANKED_BY = ("prune", "teacher", "distill")
+"""Stages that every candidate of a search goes through where the search distils them, so that their settings count."""
+
+GRAPH["search"] = replace(
+    GRAPH["search"],
+    keys=tuple(dict.fromkeys(key for name in ("search", *RANKED_BY) for key in GRAPH[name].keys)),
+)
 
 
 def needed(stage: Stage, config: Config) -> list[str]:

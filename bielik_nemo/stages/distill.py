@@ -1,5 +1,7 @@
 """Train the pruned model on the source's logits, through NeMo's trainer.
 
+The source runs beside it, or has left what it predicts: where `teacher` is one of `pipeline.stages`.
+
 Leaves `megatron/` (the student's final weights), `architecture.json`, `metrics.jsonl`, NeMo's own logs and TensorBoard
 files in `nemo/` and, until the pipeline has recorded it, `checkpoints/`, from which an interrupted run goes on.
 """
@@ -14,49 +16,72 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run_
 
-from bielik_nemo import artifacts, ui
+from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.engine import checkpoint, distributed, training
-from bielik_nemo.engine.distillation import DistillationModel, TeacherGate, train
+from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
+from bielik_nemo.engine.distillation import DistillationModel, train
 from bielik_nemo.engine.progress import last_step
+from bielik_nemo.engine.teacher_cache import TeacherCache
+from bielik_nemo.stages import teacher
 
 
 def build(config: Config, run_dir: Path) -> run_.Partial:
     """The task as NeMo-Run knows it: `llm.train` over NeMo's model, data, trainer, logger and optimiser configs.
 
     Its fields can be changed like those of NeMo's own recipes before it is run.
+
+    Raises:
+        CheckpointError: the teacher's cache is not of this run.
     """
-    here, source, data = run_dir / "distill", run_dir / "import_hf", run_dir / "data"
-    expected = artifacts.Manifest.read(run_dir / "score")
-    shapes = {
-        name: run_.Config(Architecture, **asdict(Architecture.from_json(run_dir / stage / "architecture.json")))
-        for name, stage in (("student", "prune"), ("teacher", "import_hf"))
-    }
-    held_out = training.held_out(config, data / "held_out")
+    here = run_dir / "distill"
+    model, data = (_cached if "teacher" in config.pipeline.stages else _live)(config, run_dir)
     return run_.Partial(
         train,
-        model=run_.Config(
-            DistillationModel,
-            **shapes,
-            teacher_checkpoint=str(source / "megatron"),
-            gate=run_.Config(
-                TeacherGate,
-                held_out=held_out,
-                max_loss=config.distill.gate_max_loss,
-                expected_loss=expected.metrics["source_loss"] if expected else None,
-                tolerance=config.distill.gate_tolerance,
-            ),
-            temperature=config.distill.temperature,
-            dtype=config.model.dtype,
-            seq_length=config.data.seq_length,
+        model=model,
+        data=data,
+        trainer=training.trainer(
+            config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
         ),
-        data=training.data(config, data / "train", data / "held_out", source / "tokenizer", here / "index_cache"),
-        trainer=training.trainer(config, here / "metrics.jsonl", held_out),
         log=training.logger(config, here),
         resume=training.resume(run_dir / "prune" / "megatron"),
         optim=training.optimizer(config),
     )
+
+
+def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
+    """Student and teacher side by side, and the text."""
+    model = run_.Config(
+        DistillationModel,
+        student=_shape(run_dir / "prune"),
+        teacher=_shape(run_dir / "import_hf"),
+        teacher_checkpoint=str(run_dir / "import_hf" / "megatron"),
+        gate=teacher.gate(config, run_dir),
+        temperature=config.distill.temperature,
+        dtype=config.model.dtype,
+        seq_length=config.data.seq_length,
+    )
+    return model, teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
+
+
+def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
+    """The student alone, and the text with what the stage `teacher` kept."""
+    TeacherCache(run_dir / "teacher").check(teacher.contents(config, run_dir))
+    model = run_.Config(
+        CachedDistillationModel,
+        student=_shape(run_dir / "prune"),
+        dtype=config.model.dtype,
+        seq_length=config.data.seq_length,
+    )
+    data = teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
+    fdl.update_callable(data, CachedDataModule)
+    data.teacher_cache = str(run_dir / "teacher")
+    return model, data
+
+
+def _shape(directory: Path) -> run_.Config[Architecture]:
+    return run_.Config(Architecture, **asdict(Architecture.from_json(directory / "architecture.json")))
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -64,7 +89,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         GateError: the teacher is not what it should be at step 0.
-        CheckpointError: teacher, student or the run's own checkpoint cannot be loaded.
+        CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
     here = run_dir / "distill"
     distributed.ensure_rendezvous()

@@ -14,7 +14,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import checkpoint, datasets, distributed, forward, generate, model
+from bielik_nemo.engine import convert, datasets, distributed, generate, model
 
 MODELS = {"source": "import_hf", "pruned": "prune", "distilled": "distill"}
 
@@ -22,8 +22,11 @@ MODELS = {"source": "import_hf", "pruned": "prune", "distilled": "distill"}
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Measure all three models."""
     settings = config.evaluate
-    blocks = datasets.blocks(run_dir / "data" / "held_out", config.data.seq_length, config.data.held_out_tokens)
+    held_out = datasets.HeldOut(
+        str(run_dir / "data" / "held_out"), config.data.seq_length, config.data.held_out_tokens, settings.batch_size
+    )
     losses: dict[str, float] = {}
+    by_language: dict[str, dict[str, float]] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in settings.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
         for name, stage in MODELS.items():
@@ -31,9 +34,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
             gpt = model.gpt_config(architecture, tp=config.parallel.tp, dtype=config.model.dtype)
             megatron = model.build(gpt, architecture)
-            checkpoint.load(megatron, run_dir / stage / "megatron")
-            with ui.progress(f"held-out loss, {name}", -(-len(blocks) // settings.batch_size)) as advance:
-                losses[name] = forward.held_out_loss(megatron, blocks, settings.batch_size, advance)
+            convert.load_stage(megatron, run_dir / stage, architecture)
+            with ui.progress(f"held-out loss, {name}", held_out.batches()) as advance:
+                losses[name], by_language[name] = held_out.measure(megatron, advance)
             for sample in samples:
                 prompt = tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
                 ids = generate.greedy(
@@ -45,9 +48,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     metrics = {
         "held_out_loss": losses,
         "perplexity": {name: math.exp(loss) for name, loss in losses.items()},
-        "tokens": blocks.shape[0] * (blocks.shape[1] - 1),
+        "tokens": sum(blocks[:, 1:].numel() for blocks in held_out.blocks().values()),
         "samples": samples,
     }
+    if len(by_language["source"]) > 1:
+        metrics["held_out_loss_by_language"] = by_language
     if distributed.rank() == 0:
         artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics)
     return {"held_out_loss": losses}

@@ -10,10 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
-from bielik_nemo.engine import checkpoint, convert, datasets, distributed, model, parity
+from bielik_nemo.engine import convert, datasets, distributed, model, parity
 from bielik_nemo.stages import model_stage
 
 
@@ -30,7 +32,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     with distributed.model_parallel(config.parallel.tp, config.parallel.pp, config.run.seed):
         gpt = model.gpt_config(architecture, tp=config.parallel.tp, pp=config.parallel.pp)
         megatron = model.build(gpt, architecture)
-        checkpoint.load(megatron, origin / "megatron")
+        convert.load_stage(megatron, origin, architecture)
         model.round_parameters(megatron, config.model.dtype)
         convert.save_hf(
             megatron,
@@ -42,7 +44,10 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         )
         text = None
         if "data" in config.pipeline.stages:
-            text = datasets.blocks(run_dir / "data" / "held_out", parity.SEQUENCE, config.export.parity_tokens)[:, :-1]
+            held_out = datasets.by_language(
+                run_dir / "data" / "held_out", parity.SEQUENCE, config.export.parity_tokens // 2
+            )
+            text = torch.cat(list(held_out.values()))[:, :-1]
         tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed, text)
         found = parity.check(
             megatron, candidate, architecture, tokens, config.model.dtype, config.export.parity_tolerance

@@ -14,7 +14,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.builtin import resolve_model_source
-from bielik_nemo.engine import checkpoint, convert, distributed, hf_reader, model, parity
+from bielik_nemo.engine import checkpoint, convert, distributed, finite, hf_reader, model, parity
 from bielik_nemo.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the source is missing, damaged or not of this family.
         ConfigError: it is not of the configured `model.shape`.
-        GateError: the converted model gives other logits.
+        GateError: an activation is not finite, or the converted model gives other logits.
     """
     here = run_dir / "import_hf"
     with distributed.model_parallel(config.parallel.tp, config.parallel.pp, config.run.seed):
@@ -42,7 +42,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         convert.load_hf(megatron, source, architecture)
         model.round_parameters(megatron, config.model.dtype)
         tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed)
-        found = parity.check(megatron, source, architecture, tokens, config.model.dtype, config.export.parity_tolerance)
+        dtype, tolerance = config.model.dtype, config.export.parity_tolerance
+        with finite.activations(megatron):
+            found = parity.check(megatron, source, architecture, tokens, dtype, tolerance)
         checkpoint.save(model.cast(megatron, config.model.dtype), here / "megatron")
         if distributed.rank() == 0:
             _copy_tokenizer(source, here / "tokenizer")

@@ -1,46 +1,112 @@
 """Cut the source model to the target by its scores (Model Optimizer).
 
-Leaves `megatron/`, `architecture.json` and `pruned.json`.
+Leaves `megatron/` (with `prune.streaming`: `hf/`), `architecture.json`, `pruned.json`, and `kept.json`, which says what
+stayed so that another tool can repeat the cut (see prune/kept.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config
-from bielik_nemo.engine import checkpoint, distributed, minitron, model
+from bielik_nemo.config import Config, Target
+from bielik_nemo.data.builtin import resolve_model_source
+from bielik_nemo.engine import calibration, checkpoint, compensation, distributed, minitron, model, streaming
+from bielik_nemo.engine.scores import Scores
+from bielik_nemo.prune.kept import Kept, choose, kept_layers
+from bielik_nemo.validation import target_architecture
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Prune in place and save.
+    """Choose what stays, cut, and record it.
 
     Raises:
         ConfigError: the target is larger than the source or impossible.
+        CheckpointError: the source or the scores are damaged.
         GateError: the result does not have the target's number of parameters.
     """
     here, origin = run_dir / "prune", run_dir / "import_hf"
     source = Architecture.from_json(origin / "architecture.json")
-    target = source.pruned_to(**asdict(config.prune.target))
-    scores = minitron.Scores.load(run_dir / "score" / "scores.safetensors")
-    with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
-        megatron = model.build(model.gpt_config(source, pp=config.parallel.pp, dtype=config.model.dtype), source)
-        checkpoint.load(megatron, origin / "megatron")
-        megatron = minitron.prune(megatron, source, target, scores)
-        checkpoint.save(megatron, here / "megatron")
-        if distributed.rank() == 0:
-            kept = scores.kept_layers(target.num_layers)
-            artifacts.write_json(
-                here / "pruned.json",
-                {
-                    "kept_layers": kept,
-                    "dropped_layers": [i for i in range(source.num_layers) if i not in kept],
-                    "target": asdict(config.prune.target),
-                },
-            )
-            target.to_json(here / "architecture.json")
+    target = target_of(config, run_dir, source)
+    kept = what_stays(config, source, target, run_dir / "score" / "scores.safetensors")
+    errors: dict[str, dict[str, float]] = {}
+    if config.prune.streaming:
+        checkpoint_hf = resolve_model_source(config.model.source, here / "source")
+        streaming.cut(checkpoint_hf, here / "hf", source, target, kept, config.model.dtype)
+    else:
+        errors = cut(config, run_dir, source, target, kept)
+    if distributed.rank() == 0:
+        record(here, source, target, kept, errors)
     ui.say(f"  {source.num_parameters():,} -> {target.num_parameters():,} parameters")
     return {"source_parameters": source.num_parameters(), "target_parameters": target.num_parameters()}
+
+
+def target_of(config: Config, run_dir: Path, source: Architecture) -> Architecture:
+    """The shape to cut to: the search's choice where the pipeline has a search, else `prune.target`."""
+    chosen = None
+    if "search" in config.pipeline.stages:
+        chosen = Target(**artifacts.read_json(run_dir / "search" / "target.json"))
+    return target_architecture(config, source, chosen)
+
+
+def cut(
+    config: Config, run_dir: Path, source: Architecture, target: Architecture, kept: Kept
+) -> dict[str, dict[str, float]]:
+    """Cut the Megatron checkpoint, spread over the pipeline stages, with Model Optimizer and what is to make up for it.
+
+    Returns:
+        Squared errors before and after each refit, see engine/refit.py.
+    """
+    settings, calibrated = config.prune.compensation, config.prune.calibration
+    with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
+
+        def load() -> Any:
+            built = model.build(
+                model.gpt_config(source, pp=config.parallel.pp, dtype=config.model.dtype, fused=False), source
+            )
+            checkpoint.load(built, run_dir / "import_hf" / "megatron")
+            return built
+
+        if compensation.wanted(settings):
+            tokens = calibration.load(run_dir)[: settings.samples]
+            pruned, errors = compensation.cut(
+                load, source, target, kept, list(tokens.split(calibrated.batch_size)), settings
+            )
+        else:
+            pruned, errors = minitron.prune(load(), source, target, kept), {}
+        checkpoint.save(pruned, run_dir / "prune" / "megatron")
+        return distributed.merged(errors)
+
+
+def what_stays(config: Config, source: Architecture, target: Architecture, scores: Path) -> Kept:
+    """Layers and units that stay, by the scores and by hand."""
+    prune, found = config.prune, Scores.load(scores)
+    layers = kept_layers(
+        found,
+        target.num_layers,
+        prune.importance.layers,
+        prune.keep_first_layers,
+        prune.keep_last_layers,
+        prune.drop_layers,
+    )
+    return choose(found, source, target, layers)
+
+
+def record(
+    here: Path, source: Architecture, target: Architecture, kept: Kept, errors: dict[str, dict[str, float]]
+) -> None:
+    """Write what the cut model is, what it was cut from, and the errors that compensation found and left."""
+    axes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+    artifacts.write_json(
+        here / "pruned.json",
+        {
+            "kept_layers": kept.layers,
+            "dropped_layers": [i for i in range(source.num_layers) if i not in kept.layers],
+            "target": {axis: getattr(target, axis) for axis in axes},
+            "squared_errors": errors,
+        },
+    )
+    kept.to_json(here / "kept.json")
+    target.to_json(here / "architecture.json")

@@ -25,6 +25,7 @@ SHORT = (
     "data.held_out_tokens=1024",
     "evaluate.sample_tokens=4",
     "prune.calibration.samples=8",
+    "prune.calibration.sources=[{path:builtin:package-docs}]",
 )
 
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from bielik_nemo.config import CHAIN, Config
+from bielik_nemo.config import CHAIN, Config, TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
 
 def recording(section: Any, read: set[str], prefix: str = "") -> Any:
-    """A copy of a configuration that notes the dotted name of every value that is read from it."""
+    """A copy of a configuration that notes the dotted name of every value that is read; in a list, the list's name."""
     values = {field.name: getattr(section, field.name) for field in fields(section)}
     inner = {name: recording(value, read, f"{prefix}{name}.") for name, value in values.items() if is_dataclass(value)}
+    for name, value in values.items():
+        if isinstance(value, list) and any(map(is_dataclass, value)):
+            inner[name] = [recording(each, read, f"{prefix}{name}.") for each in value]
 
     def note(self: Any, name: str) -> Any:
         if name == "__dict__":  # vars() reads all of them
@@ -43,6 +46,15 @@ def test_recording_notes_values_and_not_sections():
     config = recording(Config(), read)
     assert config.world_size == 1 and config.optim is not None
     assert read == {"cluster.nodes", "cluster.devices_per_node", "parallel.tp", "parallel.pp"}
+
+
+def test_recording_notes_values_in_lists():
+    read: set[str] = set()
+    original = Config()
+    original.data.sources = [TextSource("a"), TextSource("b", language="pl")]
+    config = recording(original, read)
+    assert read == set() and len(config.data.sources) == 2 and read == set()
+    assert config.data.sources[1].language == "pl" and read == {"data.sources.language"}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_plain_transformers_measures_the_same_losses(chain, tiny_hf: Path):
     """8 blocks of 128 predictions, by code that knows nothing of Megatron."""
     from transformers import AutoModelForCausalLM
 
-    blocks = datasets.blocks(chain.finished / "data" / "held_out", 128, 1024)
+    blocks = datasets.blocks(chain.finished / "data" / "held_out" / "text", 128, 1024)
     assert blocks.shape == (8, 129)
     losses = read(chain, "evaluate/metrics.json")["held_out_loss"]
     for name, directory in (("source", tiny_hf), ("distilled", chain.finished / "export" / "hf")):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo.data.tiny import byte_tokenizer
-from bielik_nemo.data.tokenizer import load_tokenizer
+from bielik_nemo.data.tokenizer import encode, load_tokenizer
 from bielik_nemo.errors import DataError
 
 
@@ -32,6 +32,10 @@ def test_loads_the_saved_tokenizer(directory: Path):
         tokenizer = load_tokenizer(directory, vocab_size)
         assert tokenizer("aź").input_ids == [97, 197, 186]
         assert tokenizer.eos_token_id == 260
+
+
+def test_a_document_ends_with_the_end_of_text(directory: Path):
+    assert encode(load_tokenizer(directory, 263), "aź") == [97, 197, 186, 260]
 
 
 def test_ids_that_the_model_does_not_have(directory: Path):

@@ -52,7 +52,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], 
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(base / "tokenizer")
     draw = random.Random(0)
-    for name in ("train", "held_out"):
+    (base / "held_out").mkdir()
+    for name in ("train", "held_out/text"):
         lengths = [draw.randint(20, 300) for _ in range(40)]
         documents = [[*(draw.randrange(256) for _ in range(n)), tokenizer.eos_token_id] for n in lengths]
         datasets.write(base / name, documents, vocab_size=263)
@@ -99,14 +100,20 @@ def _processes(inputs: Path, out: Path, count: int, *work: str) -> Path:
 @pytest.fixture(scope="session")
 def single(inputs: Path, out: Path) -> Results:
     """One process, this one."""
-    return _here(inputs, out, "single:convert,forward,minitron,train,splits")
+    return _here(
+        inputs, out, "single:convert,forward,minitron,compensate,importance,train,splits,teach,cached,compared"
+    )
 
 
 @pytest.fixture(scope="session")
 def two_ranks(inputs: Path, out: Path, single: Results) -> dict[str, Results]:
     """Two processes as tp2, then pp2, then dp2; the tp2 run `resumed` was killed before."""
     _processes(inputs, out, 2, "tp2:killed")
-    work = ["tp2:convert,forward,train,resumed", "pp2:convert,reshard,forward,minitron,train", "dp2:train"]
+    work = [
+        "tp2:convert,forward,train,resumed,teach,cached",
+        "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached",
+        "dp2:train,teach,cached",
+    ]
     log = _processes(inputs, out, 2, *work)
     return {name: Results(out / name, log) for name in ("tp2", "pp2", "dp2")}
 

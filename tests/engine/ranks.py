@@ -27,8 +27,31 @@ PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "layers": {"num_layers": 2},
     "all": {"ffn_hidden_size": 56, "hidden_size": 40, "num_attention_heads": 2, "num_layers": 2},
 }
+LAYER_SAMPLES = 5  # calibration samples on which losses without layers are measured
+IMPORTANCES = {  # name -> settings of prune.importance
+    f"{batch},{seq}": {"batch_aggregation": batch, "seq_aggregation": seq}
+    for batch in ("mean", "l2", "var")
+    for seq in ("mean", "l2", "var")
+}
+IMPORTANCES["loss"] = {"layers": "loss_increase", "layer_samples": LAYER_SAMPLES}
+IMPORTANCES["blocks"] = {"layers": "contiguous_block", "layer_samples": LAYER_SAMPLES, "block_sizes": [3, 1]}
+ALL = {"attention": True, "ffn": True, "blocks": True}
+NONE = dict.fromkeys(ALL, False)
+COMPENSATIONS = {  # name -> cut, layers that stay (no gap crosses a pipeline boundary), parts that are refitted
+    "ffn": ({"ffn_hidden_size": 48}, [0, 1, 2, 3], NONE | {"ffn": True}),
+    "attention": ({"num_attention_heads": 2}, [0, 1, 2, 3], NONE | {"attention": True}),
+    "blocks": ({"num_layers": 3}, [0, 2, 3], NONE | {"blocks": True}),
+    "all": (PRUNINGS["all"], [0, 2], ALL),
+}
 PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
 NEW_TOKENS = 40
+
+
+def calibration(inputs: Path):
+    """6 samples of 32 tokens."""
+    from bielik_nemo.engine import datasets
+
+    return datasets.blocks(inputs / "train", SEQ_LENGTH, 6 * SEQ_LENGTH)[:, :-1]
 
 
 class Layout:
@@ -113,7 +136,7 @@ class Layout:
         """Held-out loss and, with one pipeline stage, greedy continuation."""
         from bielik_nemo.engine import datasets, forward, generate
 
-        blocks = datasets.blocks(self.inputs / "held_out", SEQ_LENGTH, HELD_OUT)
+        blocks = datasets.blocks(self.inputs / "held_out" / "text", SEQ_LENGTH, HELD_OUT)
         with self.layout():
             for kind in ("llama", "tied", "window"):
                 a = self.architecture(kind)
@@ -125,11 +148,11 @@ class Layout:
 
     def minitron(self) -> None:
         """Scores of one model, and what they cut it to."""
-        from bielik_nemo.engine import convert, datasets, distributed, forward, minitron
+        from bielik_nemo.engine import convert, distributed, forward, minitron
+        from bielik_nemo.prune.kept import choose, kept_layers
 
         a = self.architecture("llama")
-        calibration = datasets.blocks(self.inputs / "train", SEQ_LENGTH, 6 * SEQ_LENGTH)[:, :-1]
-        batches = list(calibration.split(2))
+        batches = list(calibration(self.inputs).split(2))
         with self.layout():
             megatron = self.model(a, self.megatron("llama"))
             scores = minitron.score(megatron, a, lambda m: forward.run(m, batches, lambda _: None))
@@ -137,13 +160,110 @@ class Layout:
                 scores.save(self.out / "scores.safetensors")
             for name, axes in PRUNINGS.items():
                 target = a.pruned_to(**axes)
-                pruned = minitron.prune(self.model(a, self.megatron("llama")), a, target, scores)
+                kept = choose(scores, a, target, kept_layers(scores, target.num_layers))
+                pruned = minitron.prune(self.model(a, self.megatron("llama")), a, target, kept)
                 convert.save_hf(pruned, self.out / "pruned" / name, target)
                 self.record(f"pruned {name}", "done")
 
-    def distill(self, name: str, kind: str, micro_batch_size: int = 2, steps: int = STEPS, kill_at: int = 0) -> None:
-        """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
+    def compensate(self) -> None:
+        """Cuts with compensation, by the scores of `minitron`."""
+        from bielik_nemo.config import Compensation
+        from bielik_nemo.engine import compensation, convert
+        from bielik_nemo.engine.scores import Scores
+        from bielik_nemo.prune.kept import choose
+
+        a = self.architecture("llama")
+        batches = list(calibration(self.inputs).split(2))
+        with self.layout():
+            scores = Scores.load(self.out / "scores.safetensors")
+            for name, (axes, layers, parts) in COMPENSATIONS.items():
+                target = a.pruned_to(**axes)
+                kept = choose(scores, a, target, layers)
+                for directory, settings in (
+                    ("plain", Compensation()),
+                    ("compensated", Compensation(**parts, rotation=name == "all")),
+                ):
+                    cut, errors = compensation.cut(
+                        lambda: self.model(a, self.megatron("llama")), a, target, kept, batches, settings
+                    )
+                    convert.save_hf(cut, self.out / directory / name, target)
+                self.record(f"compensated {name}", errors)
+
+    def importance(self) -> None:
+        """Scores of one model under every definition, from uneven batches."""
+        from bielik_nemo.config import Importance
+        from bielik_nemo.engine import distributed, importance
+
+        a = self.architecture("llama")
+        with self.layout():
+            for name, settings in IMPORTANCES.items():
+                built = self.model(a, self.megatron("llama"))
+                tokens, key = calibration(self.inputs), {"model": "llama"}
+                found = importance.measure(built, a, tokens, Importance(**settings), batch_size=4, key=key)
+                if distributed.rank() == 0:
+                    found.save(self.out / f"importance {name}.safetensors")
+                self.record(f"importance {name}", "done")
+
+    def teach(self) -> None:
+        """What a teacher said about the samples of all steps, in shards of five samples."""
+        import fiddle as fdl
+
+        from bielik_nemo.engine import teacher_cache
+        from bielik_nemo.engine.teacher_cache import Contents
+
+        a, here = self.architecture("llama"), self.out / "teacher"
+        digests = {"teacher": "a", "tokenizer": "b", "data": "c"}
+        wanted = Contents(STEPS * BATCH, SEQ_LENGTH, 50, a.vocab_size, 1, "float32", **digests, samples_per_shard=5)
+        with self.layout():
+            data = fdl.build(self.data(self.config(), here / "index"))
+            data.build(STEPS, 1, 0, 0)
+            shards = teacher_cache.to_do(here, wanted)
+            # A micro-batch that divides neither shards nor samples, and another under every layout.
+            size = {"single": 2, "tp2": 3, "pp2": 4, "dp2": 5}[self.name]
+            teacher_cache.fill(self.model(a, self.megatron("llama")), data._train_ds, here, wanted, shards, size)
+            self.record("bytes per token", teacher_cache.finish(here, wanted))
+        self.record("teach", "done")
+
+    def config(self):
+        """Settings of all training runs."""
         from bielik_nemo.config import Config
+        from bielik_nemo.engine import distributed
+
+        config = Config()
+        config.parallel.tp, config.parallel.pp = self.tp, self.pp
+        config.cluster.devices_per_node = distributed.world_size()
+        config.data.seq_length, config.data.global_batch_size = SEQ_LENGTH, BATCH
+        config.data.micro_batch_size = 2
+        config.trainer.max_steps, config.trainer.log_every, config.trainer.checkpoint_every = STEPS, 1, 2
+        config.trainer.validate_every, config.data.held_out_tokens = 3, HELD_OUT
+        # Clipping is at work in every step; the norm that is reported is the one before it.
+        config.optim.warmup_steps, config.optim.lr, config.optim.clip_grad = 2, 1e-3, 0.3
+        return config
+
+    def data(self, config, index: Path, cache: Path | None = None):
+        """The data module of all training runs, with a teacher's cache or without."""
+        import fiddle as fdl
+
+        from bielik_nemo.engine import training
+        from bielik_nemo.engine.cached_distillation import CachedDataModule
+
+        data = training.data(config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", index)
+        if cache is not None:
+            fdl.update_callable(data, CachedDataModule)
+            data.teacher_cache = str(cache)
+        return data
+
+    def distill(
+        self,
+        name: str,
+        kind: str,
+        micro_batch_size: int = 2,
+        steps: int = STEPS,
+        kill_at: int = 0,
+        temperature: float = 2.0,
+        cached: bool = False,
+    ) -> None:
+        """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
         from bielik_nemo.engine import cpu, distributed
 
         cpu.enable()
@@ -152,11 +272,12 @@ class Layout:
         import torch
 
         from bielik_nemo.architecture import Architecture
-        from bielik_nemo.engine import checkpoint, distillation, training
+        from bielik_nemo.engine import cached_distillation, checkpoint, distillation, training
 
         batches: list = []
+        parent = cached_distillation.CachedDistillationModel if cached else distillation.DistillationModel
 
-        class Recording(distillation.DistillationModel):
+        class Recording(parent):
             def data_step(self, iterator):
                 batch = super().data_step(iterator)
                 if self.training:
@@ -165,35 +286,22 @@ class Layout:
 
         here = self.out / name
         here.mkdir(exist_ok=True)
-        config = Config()
-        config.parallel.tp, config.parallel.pp = self.tp, self.pp
-        config.cluster.devices_per_node = distributed.world_size()
-        config.data.seq_length, config.data.global_batch_size = SEQ_LENGTH, BATCH
-        config.data.micro_batch_size = micro_batch_size
-        config.trainer.max_steps, config.trainer.log_every, config.trainer.checkpoint_every = steps, 1, 2
-        config.trainer.validate_every, config.data.held_out_tokens = 3, HELD_OUT
-        # Clipping is at work in every step; the norm that is reported is the one before it.
-        config.optim.warmup_steps, config.optim.lr, config.optim.clip_grad = 2, 1e-3, 0.3
+        config = self.config()
+        config.data.micro_batch_size, config.trainer.max_steps = micro_batch_size, steps
         shapes = {
             role: run.Config(Architecture, **asdict(self.architecture(source)))
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
         }
-        data = training.data(
-            config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", here / "index"
-        )
         held_out = training.held_out(config, self.inputs / "held_out")
+        model = run.Config(Recording, student=shapes["student"], dtype="float32", seq_length=SEQ_LENGTH)
+        if not cached:
+            model.teacher, model.teacher_checkpoint = shapes["teacher"], str(self.megatron(kind))
+            model.gate = run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02)
+            model.temperature = temperature
         task = run.Partial(
             distillation.train,
-            model=run.Config(
-                Recording,
-                **shapes,
-                teacher_checkpoint=str(self.megatron(kind)),
-                gate=run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02),
-                temperature=2.0,
-                dtype="float32",
-                seq_length=SEQ_LENGTH,
-            ),
-            data=data,
+            model=model,
+            data=self.data(config, here / "index", self.root / "single" / "teacher" if cached else None),
             trainer=training.trainer(config, here / "metrics.jsonl", held_out),
             log=training.logger(config, here),
             resume=training.resume(self.megatron(f"{kind}_student")),
@@ -219,6 +327,15 @@ class Layout:
     def splits(self) -> None:
         for size in (1, 4):
             self.distill(f"split{size}", "llama", micro_batch_size=size, steps=1)
+
+    def cached(self) -> None:
+        """The same from the teacher's samples that one process left."""
+        self.distill("cached", "llama", cached=True)
+
+    def compared(self) -> None:
+        """A live teacher at the temperature of the samples, and another split into micro-batches."""
+        self.distill("live", "llama", temperature=1.0)
+        self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached=True)
 
     def killed(self) -> None:
         self.distill("resumed", "llama", kill_at=5)

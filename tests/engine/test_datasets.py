@@ -79,15 +79,70 @@ def test_documents_that_fail_on_the_way_leave_no_dataset(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.bin", "text.idx"]
 
 
-def test_held_out_tokens_are_the_same_each_time(llama, inputs):
-    """10 blocks in batches of 4: three passes; the loss is that of the blocks."""
+def test_one_language_is_measured_on_its_first_tokens_each_time(llama, inputs):
+    """10 blocks in batches of 4: three passes; the loss is that of the blocks, to the last bit."""
     from bielik_nemo.engine import forward
 
     megatron, _ = llama
     held = datasets.HeldOut(str(inputs / "held_out"), 32, 320, 4)
     assert held.batches() == 3
-    assert torch.equal(held.blocks(), datasets.blocks(inputs / "held_out", 32, 320))
+    blocks = datasets.blocks(inputs / "held_out" / "text", 32, 320)
+    assert list(held.blocks()) == ["text"] and torch.equal(held.blocks()["text"], blocks)
     passes: list[int] = []
     loss = held.loss(megatron, lambda: passes.append(1))
     assert len(passes) == held.batches()
-    assert loss == forward.held_out_loss(megatron, held.blocks(), 4) == held.loss(megatron)
+    assert loss == forward.held_out_loss(megatron, blocks, 4) == held.loss(megatron)
+    assert held.losses(megatron) == {"text": loss}
+
+
+def test_languages_share_the_tokens_equally(tmp_path):
+    """12 predictions for three languages: 4 each, in blocks of 2. `en` has only 3 tokens: one block."""
+    for language, count in (("pl", 20), ("en", 3), ("cs", 5)):
+        datasets.write(tmp_path / language, [[1, 2], list(range(3, count + 1))], 263)
+    parts = datasets.HeldOut(str(tmp_path), 2, 12, 1).blocks()
+    assert {language: part.tolist() for language, part in parts.items()} == {
+        "cs": [[1, 2, 3], [3, 4, 5]],
+        "en": [[1, 2, 3]],
+        "pl": [[1, 2, 3], [3, 4, 5]],
+    }
+    assert list(parts) == ["cs", "en", "pl"]
+    assert datasets.HeldOut(str(tmp_path), 2, 12, 2).batches() == 3
+
+
+def test_a_language_that_fills_no_block_is_named(tmp_path):
+    datasets.write(tmp_path / "pl", [[1, 2, 3]], 263)
+    datasets.write(tmp_path / "en", [[1, 2]], 263)
+    with pytest.raises(DataError, match=r"/en: 2 tokens do not fill one block of data.seq_length=2 \+ 1"):
+        datasets.HeldOut(str(tmp_path), 2, 12, 1).blocks()
+
+
+def test_a_directory_without_datasets(tmp_path):
+    with pytest.raises(DataError, match="no datasets in this directory"):
+        datasets.HeldOut(str(tmp_path), 2, 12, 1).batches()
+
+
+def test_the_loss_is_the_mean_over_tokens_of_all_languages(tmp_path, monkeypatch):
+    """Three blocks of `en` at 2.0 nats and one of `pl` at 4.0: (3 * 2 + 4) / 4 = 2.5; the mean of languages is 3.0."""
+    from bielik_nemo.engine import forward
+
+    datasets.write(tmp_path / "en", [list(range(7))], 263)
+    datasets.write(tmp_path / "pl", [list(range(3))], 263)
+    measured = []
+
+    def held_out_loss(model, blocks, batch_size, on_batch):
+        measured.append((model, batch_size, len(blocks)))
+        return 2.0 if len(blocks) == 3 else 4.0
+
+    monkeypatch.setattr(forward, "held_out_loss", held_out_loss)
+    held = datasets.HeldOut(str(tmp_path), 2, 12, 5)
+    assert held.measure("model") == (2.5, {"en": 2.0, "pl": 4.0})
+    assert measured == [("model", 5, 3), ("model", 5, 1)]  # one pass over each
+    assert held.loss("model") == 2.5 and held.losses("model") == {"en": 2.0, "pl": 4.0}
+
+
+def test_documents_outlive_their_dataset(tmp_path):
+    """Megatron's arrays are views of a file that is unmapped with its dataset."""
+    datasets.write(tmp_path / "text", DOCUMENTS, 263)
+    found = list(datasets.documents(tmp_path / "text"))
+    assert [ids.tolist() for ids in found] == DOCUMENTS
+    assert all(ids.dtype == np.int64 and ids.flags.owndata for ids in found)

@@ -116,7 +116,7 @@ def cross_entropy(directory: Path, blocks: torch.Tensor) -> float:
 def test_the_curve_starts_at_the_student_that_was_given_and_ends_at_the_one_that_is_kept(
     kind, layout, inputs, tmp_path
 ):
-    blocks = datasets.blocks(inputs / "held_out", ranks.SEQ_LENGTH, ranks.HELD_OUT)
+    blocks = datasets.blocks(inputs / "held_out" / "text", ranks.SEQ_LENGTH, ranks.HELD_OUT)
     measured = held_out(layout.metrics(kind))
     assert measured[0]["held_out_loss"] == pytest.approx(cross_entropy(inputs / f"{kind}_student", blocks), rel=1e-5)
     a = Architecture.from_hf(inputs / f"{kind}_student")
@@ -188,7 +188,8 @@ def tiny(tiny_hf, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
     tokenizer = AutoTokenizer.from_pretrained(tiny_hf)
     document = next(iter(read_documents(PACKAGE_DOCS))).text[:4000]
-    datasets.write(directory / "held_out", [tokenizer(document)["input_ids"]], 263)
+    (directory / "held_out").mkdir()
+    datasets.write(directory / "held_out" / "text", [tokenizer(document)["input_ids"]], 263)
     a = Architecture.from_hf(tiny_hf)
     with distributed.model_parallel():
         megatron = model.build(model.gpt_config(a, seq_length=64), a)
@@ -215,7 +216,7 @@ def judge(tiny: Path, tiny_hf: Path, checkpoint_name: str, **settings) -> float:
 
 
 def test_a_good_teacher_passes(tiny, tiny_hf):
-    blocks = datasets.blocks(tiny / "held_out", 64, 1024)
+    blocks = datasets.blocks(tiny / "held_out" / "text", 64, 1024)
     expected = cross_entropy(tiny_hf, blocks)
     assert expected < 3.5
     assert judge(tiny, tiny_hf, "good", expected=expected) == pytest.approx(expected, rel=1e-5)
@@ -267,9 +268,9 @@ def test_a_bad_teacher_stops_the_stage_before_the_first_step(teacher, error, nam
     else:
         (tmp_path / "import_hf" / "megatron" / "weights" / ".metadata").unlink()
     shutil.copytree(tiny_hf, tmp_path / "import_hf" / "tokenizer")
-    (tmp_path / "data").mkdir()
-    for name, suffix in ((n, s) for n in ("train", "held_out") for s in ("bin", "idx")):
-        shutil.copyfile(tiny / f"held_out.{suffix}", tmp_path / "data" / f"{name}.{suffix}")
+    (tmp_path / "data" / "held_out").mkdir(parents=True)
+    for name, suffix in ((n, s) for n in ("train", "held_out/text") for s in ("bin", "idx")):
+        shutil.copyfile(tiny / "held_out" / f"text.{suffix}", tmp_path / "data" / f"{name}.{suffix}")
     (tmp_path / "distill").mkdir()
     config = Config()
     config.data.seq_length, config.data.global_batch_size, config.data.held_out_tokens = 64, 2, 1024

@@ -14,7 +14,7 @@ KINDS = ("llama", "tied", "window")  # vocabularies 263 (padded to 384), 512 (no
 
 @pytest.fixture(scope="module")
 def blocks(inputs) -> torch.Tensor:
-    return datasets.blocks(inputs / "held_out", ranks.SEQ_LENGTH, ranks.HELD_OUT)
+    return datasets.blocks(inputs / "held_out" / "text", ranks.SEQ_LENGTH, ranks.HELD_OUT)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ The reference is the definition over plain transformers: forward hooks in float6
 tokens in batches of 2; for a unit with activation x[b, s]
 
     score = sqrt(sum over the 6 sequences of (mean over 32 tokens of |x|)^2)      (stored squared)
-    layer = sum over the 3 batches of the mean over 64 tokens of 1 - cos(input, output)
+    layer = mean over the 3 batches of the mean over 64 tokens of 1 - cos(input, output)
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.engine import datasets, distributed, minitron, model
+from bielik_nemo.engine import distributed, minitron, model
+from bielik_nemo.engine.scores import Scores
 from bielik_nemo.errors import CheckpointError, GateError
+from bielik_nemo.prune.kept import choose
 
 on_both_layouts = pytest.mark.parametrize("layout", ["single", "pp2"], indirect=True)
 
@@ -43,12 +45,11 @@ def definition(inputs) -> dict[str, torch.Tensor]:
 
         def influence(module, args, out, i=i):
             hidden = out[0] if isinstance(out, tuple) else out
-            scores["layers"][i] += 1 - torch.cosine_similarity(args[0], hidden, dim=-1).mean()
+            scores["layers"][i] += (1 - torch.cosine_similarity(args[0], hidden, dim=-1).mean()) / 3
 
         layer.register_forward_hook(influence)
-    calibration = datasets.blocks(inputs / "train", ranks.SEQ_LENGTH, 6 * ranks.SEQ_LENGTH)[:, :-1]
     with torch.no_grad():
-        for batch in calibration.split(2):
+        for batch in ranks.calibration(inputs).split(2):
             hf(batch)
     return scores
 
@@ -56,7 +57,7 @@ def definition(inputs) -> dict[str, torch.Tensor]:
 @on_both_layouts
 def test_scores_equal_their_definition(layout, definition):
     layout["pruned ffn"]
-    scores = minitron.Scores.load(layout.path / "scores.safetensors")
+    scores = Scores.load(layout.path / "scores.safetensors")
     found = {"layers": scores.layers, **scores.units}
     assert found.keys() == definition.keys()
     for name, expected in definition.items():
@@ -154,42 +155,12 @@ def test_two_pipeline_stages_give_the_same(single, two_ranks):
         assert (single.path / file).read_bytes() == (two_ranks["pp2"].path / file).read_bytes()
 
 
-def scores_of(a: Architecture) -> minitron.Scores:
+def scores_of(a: Architecture) -> Scores:
     units = {f"norms.{i}": torch.rand(a.hidden_size) for i in range(2 * a.num_layers)}
     for i in range(a.num_layers):
         units[f"decoder.layers.{i}.self_attention"] = torch.rand(a.num_attention_heads * a.head_dim)
         units[f"decoder.layers.{i}.mlp"] = torch.rand(a.ffn_hidden_size)
-    return minitron.Scores(torch.rand(a.num_layers, dtype=torch.float64), units)
-
-
-def test_scores_survive_a_file(llama, tmp_path):
-    scores = scores_of(llama[1])
-    scores.save(tmp_path / "scores.safetensors")
-    again = minitron.Scores.load(tmp_path / "scores.safetensors")
-    assert torch.equal(again.layers, scores.layers)
-    assert again.layers.dtype == torch.float64
-    assert again.units.keys() == scores.units.keys()
-    assert all(torch.equal(again.units[name], scores.units[name]) for name in scores.units)
-
-
-def test_kept_layers_are_the_best_in_model_order():
-    """Scores 3 1 2 5: the best two are 3 and 0, the best three 3, 0 and 2; equal scores keep the earlier layer."""
-    scores = minitron.Scores(torch.tensor([3.0, 1.0, 2.0, 5.0]), {})
-    assert scores.kept_layers(2) == [0, 3]
-    assert scores.kept_layers(3) == [0, 2, 3]
-    assert scores.kept_layers(4) == [0, 1, 2, 3]
-    assert minitron.Scores(torch.ones(4), {}).kept_layers(2) == [0, 1]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"x" * 100, "no layers"])
-def test_a_score_file_that_is_none(content, tmp_path):
-    path = tmp_path / "scores.safetensors"
-    if content == "no layers":
-        save_file({"norms.0": torch.ones(2)}, path)
-    elif content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{path}: missing, damaged or not a score file"):
-        minitron.Scores.load(path)
+    return Scores(torch.rand(a.num_layers, dtype=torch.float64), units)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +173,10 @@ def test_a_score_file_that_is_none(content, tmp_path):
         ({"num_attention_heads": 2}, "found 64 of decoder.layers.0.self_attention, this model has 128"),
     ],
 )
-def test_another_model_s_scores_are_refused(change, named, llama):
-    megatron, a = llama
+def test_another_model_s_scores_are_refused(change, named, inputs):
+    a = Architecture.from_hf(inputs / "llama")
     with pytest.raises(CheckpointError, match=named):
-        minitron.prune(megatron, a, a.pruned_to(ffn_hidden_size=48), scores_of(replace(a, **change)))
+        choose(scores_of(replace(a, **change)), a, a.pruned_to(ffn_hidden_size=48), range(4))
 
 
 def test_a_count_that_differs_stops_the_run(llama):
@@ -229,7 +200,8 @@ def test_counts_leave_padding_out_and_count_tied_embeddings_once(kind, inputs):
 def test_pruning_to_the_source_itself_changes_nothing(llama):
     megatron, a = llama
     before = {name: p.clone() for name, p in megatron.named_parameters()}
-    after = dict(minitron.prune(megatron, a, a, scores_of(a)).named_parameters())
+    kept = choose(scores_of(a), a, a, range(4))
+    after = dict(minitron.prune(megatron, a, a, kept).named_parameters())
     assert all(torch.equal(after[name], p) for name, p in before.items())
 
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bielik_nemo.losses import cross_entropy, forward_kl, vocab_parallel
+from bielik_nemo.losses import cross_entropy, draw, forward_kl, sampled_kl, vocab_parallel
 
 S, B, COLUMNS = 4, 3, 384
 LAYOUTS = [(2, 263), (3, 263), (3, 250)]  # tensor-parallel ranks, vocabulary
-LOSSES = ["forward_kl", "cross_entropy"]
+LOSSES = ["forward_kl", "cross_entropy", "sampled_kl"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK_ROWS = [1, 5, 12]  # of the 12 tokens, on every rank
 CASES = list(itertools.product(LAYOUTS, LOSSES, DTYPES, CHUNK_ROWS))
@@ -40,13 +40,20 @@ def result(loss: str, vocab_size: int, dtype: str, part: slice, group: ProcessGr
     student, teacher = logits[..., part].to(DTYPES[dtype])
     student.requires_grad_()
     shared = {"vocab_size": vocab_size, "tp_group": group}
-    if loss == "forward_kl":
+    drawn = {}
+    if loss == "sampled_kl":
+        uniforms = torch.rand(S * B, 20, dtype=torch.float64, generator=random)
+        uniforms[0, :3] = torch.tensor([0.0, 0.5, 1 - 2**-53])
+        drawn["ids"], drawn["surprisal"] = draw(teacher.flatten(0, 1), uniforms, **shared)
+        total, count = sampled_kl(student, drawn["ids"].view(S, B, -1), drawn["surprisal"].view(S, B), mask, **shared)
+    elif loss == "forward_kl":
         total, count = forward_kl(student, teacher, mask, temperature=2.0, **shared)
     else:
         total, count = cross_entropy(student, labels, mask, **shared)
     (total / 3).backward()
     columns = vocab_parallel.real_columns(student, vocab_size, group)
-    return {"total": total.detach(), "count": count, "grad": student.grad, "columns": torch.tensor(columns)}
+    found = {"total": total.detach(), "count": count, "grad": student.grad, "columns": torch.tensor(columns)}
+    return found | drawn
 
 
 def use_chunks_of(rows: int, width: int) -> None:
@@ -97,6 +104,9 @@ def test_tensor_parallel_equals_one_rank(ranks: list[dict[str, Tensor]], case: t
     for shard in shards:
         assert torch.equal(shard["total"], shards[0]["total"])
         assert torch.equal(shard["count"], one["count"])
+        if loss == "sampled_kl":
+            assert torch.equal(shard["ids"], one["ids"])
+            torch.testing.assert_close(shard["surprisal"], one["surprisal"], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(shards[0]["total"], one["total"], rtol=precision, atol=precision)
     grad = torch.cat([shard["grad"] for shard in shards], dim=-1)
     assert not grad[..., vocab_size:].any()

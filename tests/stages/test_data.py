@@ -9,7 +9,7 @@ import pytest
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, TextSource
 from bielik_nemo.data.text import Document, is_held_out
-from bielik_nemo.engine import cpu
+from bielik_nemo.engine import cpu, datasets
 from bielik_nemo.errors import DataError
 
 cpu.enable()
@@ -54,14 +54,56 @@ def test_every_document_is_its_bytes_and_an_end_on_one_side(run_dir: Path, confi
     summary = data.run(config, run_dir)
     assert summary == json.loads((run_dir / "data" / "summary.json").read_text())
     for name, texts in expected.items():
-        dataset = IndexedDataset(str(run_dir / "data" / name))
+        dataset = IndexedDataset(str(run_dir / "data" / {"train": "train", "held_out": "held_out/text"}[name]))
         assert [list(tokens) for tokens in dataset] == [[*text.encode(), EOS] for text in texts]
         assert summary[name] == {
             "documents": len(texts),
             "characters": sum(map(len, texts)),
             "tokens": sum(len(text.encode()) + 1 for text in texts),
         }
-    assert not list((run_dir / "data").glob("*partial*"))
+    assert not list((run_dir / "data").rglob("*partial*"))
+    assert [path.name for path in sorted((run_dir / "data" / "held_out").iterdir())] == ["text.bin", "text.idx"]
+
+
+def test_held_out_text_by_language(run_dir: Path, config: Config, tmp_path: Path):
+    """Two sources of one language and one of which none is named: two held-out sets, one training set in order."""
+    for name, texts in (("b", ["b", "bb", "bbb", "bbbb"]), ("c", ["c", "cc", "ccc"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config.data.sources[0].language = "en-GB"
+    config.data.sources += [
+        TextSource(path=str(tmp_path / "b.jsonl")),
+        TextSource(path=str(tmp_path / "c.jsonl"), language="en-GB"),
+    ]
+    summary = data.run(config, run_dir)
+    texts = {
+        "en-GB": [*filter(None, TEXTS), "c", "cc", "ccc"],
+        "text": ["b", "bb", "bbb", "bbbb"],
+    }
+    held_out = {
+        language: [text for text in each if is_held_out(Document(text, "", 0), 0.5, config.run.seed)]
+        for language, each in texts.items()
+    }
+    assert all(held_out.values()), "the seed leaves a language without held-out text: take another"
+    found = {language: datasets.prefixes(run_dir / "data" / "held_out")[language] for language in texts}
+    for language, prefix in found.items():
+        documents = [[*text.encode(), EOS] for text in held_out[language]]
+        assert [ids.tolist() for ids in datasets.documents(prefix)] == documents
+        counts = summary["held_out_by_language"][language]
+        assert (counts["documents"], counts["tokens"]) == (len(documents), sum(map(len, documents)))
+    for key in ("documents", "characters", "tokens"):
+        assert summary["held_out"][key] == sum(each[key] for each in summary["held_out_by_language"].values())
+    everything = [*filter(None, TEXTS), "b", "bb", "bbb", "bbbb", "c", "cc", "ccc"]
+    train = [text for text in everything if not any(text in each for each in held_out.values())]
+    assert [bytes(ids[:-1].tolist()).decode() for ids in datasets.documents(run_dir / "data" / "train")] == train
+
+
+def test_a_language_without_held_out_text_is_named(run_dir: Path, config: Config, tmp_path: Path):
+    seed = config.run.seed
+    kept = next(text for text in map(str, range(99)) if not is_held_out(Document(text, "", 0), 0.5, seed))
+    (tmp_path / "b.txt").write_text(kept)
+    config.data.sources.append(TextSource(path=str(tmp_path / "b.txt"), language="pl"))
+    with pytest.raises(DataError, match=r"held_out_fraction=0\.5: no document in language pl falls on the held_out"):
+        data.run(config, run_dir)
 
 
 def test_no_document_on_one_side(run_dir: Path, config: Config):

@@ -75,5 +75,6 @@ def test_processes_of_each_stage():
     config = Config()
     config.parallel.tp, config.parallel.pp, config.cluster.devices_per_node = 2, 3, 12
     sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
-    expected = {"import_hf": 6, "data": 1, "score": 3, "prune": 3, "distill": 12, "export": 6, "evaluate": 2}
+    expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
+    expected |= {"export": 6, "evaluate": 2}
     assert sizes == expected

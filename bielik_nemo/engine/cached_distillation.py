@@ -1,0 +1,144 @@
+"""Distillation from a teacher that has already spoken: the student alone, trained on what `teacher_cache` kept.
+
+A NeMo GPT model whose loss is `losses.sampled_kl`, and a data module that hands the teacher's samples with each text.
+Everything else is that of `distillation`: the same `train`, the same order of samples, one global token denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from nemo.collections import llm
+from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule
+from nemo.collections.llm.gpt.model.base import gpt_data_step
+from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
+from nemo.utils.model_utils import unwrap_model
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.engine import model as models
+from bielik_nemo.engine.teacher_cache import TeacherCache
+from bielik_nemo.losses import sampled_kl
+
+IDS, SURPRISAL = "teacher_ids", "teacher_surprisal"
+
+
+class CachedDataset(Dataset):
+    """The samples of a dataset, each with ids `[s, n]` and surprisal `[s]` that the cache keeps under its number."""
+
+    def __init__(self, dataset: Any, cache: TeacherCache):
+        self.dataset, self.cache = dataset, cache
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.dataset[index]
+        ids, surprisal = self.cache.read(index, sample["tokens"])
+        return {**sample, IDS: ids, SURPRISAL: surprisal}
+
+
+class CachedDataModule(PreTrainingDataModule):
+    """NeMo's data module whose training samples come with the teacher's.
+
+    Args:
+        teacher_cache: directory of the cache.
+        settings: of `PreTrainingDataModule`.
+    """
+
+    def __init__(self, teacher_cache: str, **settings: Any):
+        super().__init__(**settings)
+        self.teacher_cache = teacher_cache
+
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Build the datasets.
+
+        Raises:
+            CheckpointError: the cache is missing, unfinished or damaged.
+        """
+        super().build(*args, **kwargs)
+        self._train_ds = CachedDataset(self._train_ds, TeacherCache(self.teacher_cache))
+
+
+class SampledKLReduction(MaskedTokenLossReduction):
+    """Hands Megatron a sum and a token count, so that it divides once by the global count."""
+
+    def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss sum in nats, number of counted tokens, and both for the log."""
+        count = batch["loss_mask"].sum(dtype=torch.float32)
+        report = torch.stack([forward_out.detach(), count])
+        return forward_out, count.to(torch.int), {"loss_sum_and_ub_size": report}
+
+
+class CachedDistillationModel(llm.GPTModel):
+    """The student as a NeMo model, and no teacher.
+
+    Args:
+        student: architecture after pruning.
+        dtype: of its parameters.
+        seq_length: tokens per sample.
+    """
+
+    def __init__(self, student: Architecture, dtype: str, seq_length: int, optim: Any = None, tokenizer: Any = None):
+        config = models.gpt_config(student, dtype=dtype, seq_length=seq_length)
+        super().__init__(config, optim=optim, tokenizer=tokenizer)
+        self.student = student
+
+    def configure_model(self) -> None:
+        """Build the student in the trainer's layout."""
+        if hasattr(self, "module"):
+            return
+        self.config.vocab_size = self.student.padded_vocab_size(self.config.tensor_model_parallel_size)
+        self.module = models.build(self.config, self.student)
+        _learn_from_samples(self.module, self.student.vocab_size)
+
+    @property
+    def core_module(self) -> GPTModel:
+        """This rank's student without wrappers."""
+        return unwrap_model(self.module)
+
+    @property
+    def training_loss_reduction(self) -> SampledKLReduction:
+        """The reduction that NeMo calls after each micro-batch."""
+        if not self._training_loss_reduction:
+            self._training_loss_reduction = SampledKLReduction()
+        return self._training_loss_reduction
+
+    def data_step(self, dataloader_iter: Iterator) -> dict[str, Tensor]:
+        """NeMo's batch, on the last pipeline stage with the teacher's samples."""
+        batch, *_ = next(dataloader_iter)
+        found = gpt_data_step(iter([batch]))
+        last = parallel_state.is_pipeline_last_stage()
+        return found | {key: batch[key].cuda(non_blocking=True) if last else None for key in (IDS, SURPRISAL)}
+
+    def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """One micro-batch; the last pipeline stage returns the sum of its losses."""
+        return self(
+            batch["tokens"],
+            batch["position_ids"],
+            batch.get("attention_mask"),
+            labels=(batch[IDS], batch[SURPRISAL], batch["loss_mask"]),
+        )
+
+
+def _learn_from_samples(model: GPTModel, vocab_size: int) -> None:
+    """Let the loss in training be `sampled_kl`, where the logits are: a wrapper would copy them to fp32 on the way out.
+
+    While training, what Megatron calls labels is the teacher's ids `[b, s, n]` and surprisal `[b, s]`, and the mask.
+    """
+    measure = model.compute_language_model_loss
+
+    def compute_language_model_loss(self: GPTModel, labels: Any, logits: Tensor) -> Tensor:
+        if not self.training:
+            return measure(labels, logits)
+        ids, surprisal, mask = (each.transpose(0, 1) for each in labels)
+        total, _ = sampled_kl(logits, ids, surprisal, mask, vocab_size=vocab_size, tp_group=models.tp_group())
+        return total
+
+    model.compute_language_model_loss = MethodType(compute_language_model_loss, model)

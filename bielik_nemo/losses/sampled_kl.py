@@ -1,0 +1,143 @@
+"""Forward KL divergence from samples of the teacher: its distribution need not be kept, a few token ids will do.
+
+Random sampling KD (arXiv 2503.16870). For every token, N ids x_n are drawn with replacement from the teacher's softmax
+p (temperature 1), and their mean surprisal h = -(1/N) sum_n log p(x_n) is kept beside them. Then
+
+    L = sum_i m_i * ( -(1/N) sum_n log q(x_n) - h ),   q = softmax(z_student),   dL/dz = m_i * (q - counts / N),
+
+whose means over draws are KL(p || q) and its gradient, so that training follows forward KL at full width without bias;
+the teacher's k most likely tokens alone would not do that. A single token's value can be negative.
+
+Deviation: the source needs no h, which moves no gradient. The entropy H(p), the mean of h, would do for the value; with
+h, from the same draws, the value's variance is that of log(p / q), about 2 KL / N for a student that is near, instead
+of that of log q, and a student that equals the teacher has loss 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, ReduceOp
+
+from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, tp_rank, upcast
+
+
+class _SampledKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, ids, surprisal, mask, columns, group):
+        rows, width, draws = mask.numel(), student.shape[-1], ids.shape[-1]
+        s, h, m = student.reshape(rows, width), surprisal.reshape(rows), mask.reshape(rows)
+        drawn, first = ids.reshape(rows, draws), tp_rank(group) * width
+        grad = torch.zeros_like(s) if student.requires_grad else None
+        total = upcast(s.new_zeros(()))
+        for part in chunks(s):
+            z = upcast(s[part, :columns])
+            z = z - reduce_(row_max(z), ReduceOp.MAX, group).unsqueeze(-1)  # a copy: fp32 logits stay as they are
+            index = drawn[part].long() - first
+            mine = (index >= 0) & (index < columns)
+            index = index.clamp_(0, max(columns - 1, 0))
+            own = torch.where(mine, z.gather(-1, index), 0).mean(-1) if columns else z.new_zeros(len(z))
+            e = z.exp_()
+            z_s, hit = reduce_(torch.stack([e.sum(-1), own]), ReduceOp.SUM, group)
+            weight = m[part].to(total.dtype)
+            total += torch.dot(z_s.log() - hit - h[part].to(total.dtype), weight)
+            if grad is not None:
+                e *= (weight / z_s).unsqueeze(-1)
+                if columns:
+                    e.scatter_add_(-1, index, mine * (weight / -draws).unsqueeze(-1))
+                grad[part, :columns] = e.to(grad.dtype)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ctx.shape = student.shape
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
+        return scale_rows_(grad, grad_output.expand(len(grad), 1)).view(ctx.shape), None, None, None, None, None
+
+
+def sampled_kl(
+    student: Tensor,
+    ids: Tensor,
+    surprisal: Tensor,
+    mask: Tensor,
+    *,
+    vocab_size: int | None = None,
+    tp_group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum over counted tokens of an unbiased estimate of KL(teacher || student), in nats, and their number.
+
+    Args:
+        student: logits `[s, b, v/tp]`; gradients flow here only.
+        ids: `[s, b, n]`, token ids below `vocab_size` that `draw` took from the teacher, any integer dtype.
+        surprisal: `[s, b]`, mean of -log p over these ids, in nats, from `draw`.
+        mask: `[s, b]`, weight of each token, usually 0 or 1.
+        vocab_size: true vocabulary size; columns past it are padding and never count.
+        tp_group: tensor-parallel group that shares the vocabulary; two collectives per chunk of tokens.
+
+    Returns:
+        The sum (the same on every tensor-parallel rank; fp64 for an fp64 student) and `mask.sum()`, both fp32 scalars.
+
+    Raises:
+        ValueError: shapes differ, there are no ids, or `vocab_size` is more than the columns.
+    """
+    tokens = list(student.shape[:-1])
+    if list(ids.shape[:-1]) != tokens or ids.shape[-1] == 0:
+        raise ValueError(f"ids are {list(ids.shape)}, logits want {tokens} and at least one id for each")
+    for name, value in (("surprisal", surprisal), ("mask", mask)):
+        if list(value.shape) != tokens:
+            raise ValueError(f"{name} is {list(value.shape)}, logits want {tokens}")
+    columns = real_columns(student, vocab_size, tp_group)
+    total = _SampledKL.apply(student, ids, surprisal.detach(), mask, columns, tp_group)
+    return total, mask.sum(dtype=torch.float32)
+
+
+@torch.no_grad()
+def draw(
+    teacher: Tensor,
+    uniforms: Tensor,
+    *,
+    vocab_size: int | None = None,
+    tp_group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Token ids drawn with replacement from p = softmax(teacher), and their mean surprisal -(1/N) sum_n log p(x_n).
+
+    By inversion: the id whose stretch of the cumulative distribution holds the uniform number, in float64, so that the
+    same numbers give the same ids however the vocabulary is split.
+
+    Args:
+        teacher: logits `[t, v/tp]`, any floating dtype.
+        uniforms: `[t, n]` in [0, 1), float64, the same on every tensor-parallel rank.
+        vocab_size: true vocabulary size; columns past it are padding and are never drawn.
+        tp_group: tensor-parallel group that shares the vocabulary; four collectives per chunk of tokens.
+
+    Returns:
+        ids `[t, n]` int64 and surprisal `[t]` fp32 in nats, the same on every rank.
+
+    Raises:
+        ValueError: shapes differ, or `vocab_size` is more than the columns.
+    """
+    if uniforms.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(f"uniforms are {list(uniforms.shape)}, logits want {list(teacher.shape[:-1])} and a last axis")
+    width, rank = teacher.shape[-1], tp_rank(tp_group)
+    columns = real_columns(teacher, vocab_size, tp_group)
+    ranks = 1 if tp_group is None else torch.distributed.get_world_size(tp_group)
+    ids = torch.empty(uniforms.shape, dtype=torch.int64, device=teacher.device)
+    surprisal = teacher.new_empty(len(teacher), dtype=torch.float32)
+    for part in chunks(teacher):
+        z = upcast(teacher[part, :columns])
+        z = z - reduce_(row_max(z), ReduceOp.MAX, tp_group).unsqueeze(-1)
+        cumulative = z.exp().double().cumsum(-1)
+        shares = cumulative.new_zeros(ranks + 1, len(z))
+        if columns:
+            shares[rank + 1] = cumulative[:, -1]
+        bounds = reduce_(shares, ReduceOp.SUM, tp_group).cumsum(0)
+        at = uniforms[part] * bounds[-1].unsqueeze(-1)
+        before, after = bounds[rank].unsqueeze(-1), bounds[rank + 1].unsqueeze(-1)
+        mine = (at >= before) & (at < after)
+        found = torch.searchsorted(cumulative, at - before, right=True).clamp_(max=max(columns - 1, 0))
+        own = torch.where(mine, z.gather(-1, found), 0).mean(-1) if columns else z.new_zeros(len(z))
+        ids[part] = reduce_((found + rank * width) * mine, ReduceOp.SUM, tp_group)
+        surprisal[part] = bounds[-1].log() - reduce_(own, ReduceOp.SUM, tp_group)
+    return ids, surprisal

@@ -44,7 +44,7 @@ def estimate(config: Config, source: Architecture) -> Budget:
     """Budget of distilling the pruned `source`. Raises `ConfigError` when the target does not fit the source."""
     target = target_architecture(config, source)
     tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
-    flops = tokens * flops_per_token(source, target, config.data.seq_length)
+    flops = tokens * flops_per_token(source, target, config.data.seq_length) + search_flops(config, source, target)
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
@@ -60,6 +60,19 @@ def estimate(config: Config, source: Architecture) -> Budget:
 def flops_per_token(source: Architecture, target: Architecture, seq_length: int) -> float:
     """FLOPs of one distillation token: three passes of the student (forward, backward twice) and one of the teacher."""
     return 3 * _forward_flops(target, seq_length) + _forward_flops(source, seq_length)
+
+
+def distilled_candidates(config: Config) -> int:
+    """How many candidates the search distils."""
+    settings = config.prune.search
+    return settings.top_k if "search" in config.pipeline.stages and settings.distill_steps else 0
+
+
+def search_flops(config: Config, source: Architecture, target: Architecture) -> float:
+    """FLOPs of ranking candidates of about the target's size: one pass of the teacher, three of each candidate."""
+    count, length = distilled_candidates(config), config.data.seq_length
+    tokens = config.prune.search.distill_steps * config.data.global_batch_size * length
+    return tokens * (3 * count * _forward_flops(target, length) + _forward_flops(source, length)) if count else 0.0
 
 
 def memory_per_device(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
@@ -89,13 +102,17 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     weights = 2 if config.model.dtype == "bfloat16" else 4
     mixed = config.trainer.precision == "bf16-mixed"
     full = target.num_parameters() * (14 if mixed else 12)  # weights and what the optimizer keeps
+    tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
     sizes = {
         "import_hf": source.num_parameters() * weights,
+        "teacher": tokens * (config.teacher.samples_per_token * (2 if source.vocab_size <= 2**16 else 4) + 4),
+        # Of each candidate the cut and the distilled weights stay until all are ranked.
+        "search": 2 * distilled_candidates(config) * target.num_parameters() * weights,
         "prune": target.num_parameters() * weights,
         "distill": 2 * full + target.num_parameters() * weights,
         "export": target.num_parameters() * weights,
     }
-    return {stage: size for stage, size in sizes.items() if stage in config.pipeline.stages}
+    return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}
 
 
 def table(config: Config, budget: Budget) -> str:
@@ -111,7 +128,9 @@ def table(config: Config, budget: Budget) -> str:
     ]
     batch = f"{config.trainer.max_steps:,} steps * {data.global_batch_size:,} sequences * {data.seq_length:,}"
     rows.append(("training", f"{budget.tokens:,}", f"tokens = {batch}"))
-    rows.append(("compute", f"{budget.flops:.2e}", "FLOPs (estimate)"))
+    share = search_flops(config, budget.source, budget.target) / budget.flops
+    ranking = f", {share:.0%} of it to rank {distilled_candidates(config)} candidates" if share else ""
+    rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:
         assumed = f"estimate, assuming {ASSUMED_MFU:.0%} of {cluster.gpu_peak_tflops:g} TFLOP/s"
         hours = f"GPU-hours: {budget.gpu_hours / world:.1f} hours on {world} GPUs ({assumed})"

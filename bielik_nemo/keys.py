@@ -70,14 +70,18 @@ def describe(kind: Any) -> str:
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean a or b?` with the right names that `name` was probably meant to be; empty when none is near.
 
-    A wrong or missing prefix (`lr` for `optim.lr`) counts less than a wrong last part.
+    A neighbour in the same section comes first; then, a wrong or missing prefix (`lr` for `optim.lr`) counts less than
+    a wrong last part.
     """
     last_of = {each: each.rpartition(".")[2] for each in names}
-    last = name.rpartition(".")[2]
+    section, _, last = name.rpartition(".")
+    beside = [each for each in last_of if section and each.rpartition(".")[0] == section]
+    near_beside = difflib.get_close_matches(last, map(last_of.get, beside), n=1, cutoff=0.7)
     same_last = [each for each in last_of if last_of[each] == last]
     near_last = difflib.get_close_matches(last, last_of.values(), n=1, cutoff=0.7)
     found = (
-        difflib.get_close_matches(name, same_last, n=1, cutoff=0.8)
+        [each for each in beside if last_of[each] in near_beside]
+        or difflib.get_close_matches(name, same_last, n=1, cutoff=0.8)
         or same_last
         or difflib.get_close_matches(name, last_of, n=1, cutoff=0.75)
         or [each for each in last_of if last_of[each] in near_last]

@@ -18,6 +18,7 @@ from bielik_nemo import budget
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
+from bielik_nemo.data import blend
 from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError
@@ -63,6 +64,7 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local += _absent_texts(config, wanted)
         errors += _texts(config, wanted)
         if "score" in wanted:
+            errors += _blend(config)
             local += _absent_scores(config)
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
@@ -194,6 +196,18 @@ def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[tuple[str, 
             yield f"{key}.path", source.path
 
 
+def _blend(config: Config) -> Iterator[str]:
+    """A source that would give no sample would be left out without a word."""
+    settings = config.prune.calibration
+    weights = [source.weight for source in settings.sources]
+    for index, count in enumerate(blend.shares(weights, settings.samples)):
+        if not count:
+            yield (
+                f"prune.calibration.sources[{index}].weight: found {weights[index]}, allowed: enough for one of "
+                f"prune.calibration.samples={settings.samples}; the sum of the weights is {sum(weights):g}"
+            )
+
+
 def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     for key, path in _needed_texts(config, wanted):
         if path != PACKAGE_DOCS and not Path(path).exists():
@@ -259,7 +273,8 @@ def _oddities(config: Config) -> Iterator[str]:
     if config.parallel.tp > devices:
         yield f"parallel.tp: found {config.parallel.tp}, more than the {devices} devices of a node: slow between nodes"
     searched = "search" in config.pipeline.stages
-    if "prune" in config.pipeline.stages and not searched and not any(asdict(config.prune.target).values()):
+    cut = any(asdict(config.prune.target).values()) or config.prune.drop_layers
+    if "prune" in config.pipeline.stages and not searched and not cut:
         yield "prune.target: found no size, so nothing is pruned"
     yield from _odd_search(config) if searched else _odd_budgets(config)
 

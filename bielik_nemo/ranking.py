@@ -55,11 +55,11 @@ def rank(config: Config, run_dir: Path, run_stage: RunStage) -> dict[str, Any]:
         start = time.monotonic()
         row |= _distilled(config, run_dir, row, run_stage)
         seconds += [] if done else [time.monotonic() - start]
-        left = sum(seconds) / len(seconds) * (len(rows) - number) if seconds else 0
+        left = f"; {sum(seconds) / len(seconds) * (len(rows) - number):.0f} s left" if seconds else ""
         outcome = row.get("failed") or (
             f"held-out loss {row['zero_shot_loss']:.3f} pruned, {row['distilled_loss']:.3f} distilled"
         )
-        ui.say(f"candidate  {number}/{len(rows)} {row['name']}: {outcome}; {left:.0f} s left")
+        ui.say(f"candidate  {number}/{len(rows)} {row['name']}: {outcome}{left}")
     reached = [row for row in rows if "failed" not in row]
     if not reached:
         raise GateError(f"prune.search: all {len(rows)} candidates failed, the first with: {rows[0]['failed']}")

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import STAGES, BlendSource, Config, Target, TextSource, view
-from bielik_nemo.data.blend import shares
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.keys import nearest
 
@@ -87,7 +86,6 @@ def problems(config: Config) -> list[str]:
     found = list(_ranges(config))
     # What must fit together is worth asking only of numbers that can be.
     return found or [
-        *_calibration(config),
         *_training(config),
         *_compensation(config),
         *_stages(config),
@@ -251,18 +249,6 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
         yield f"{key}.weight: found {source.weight}, allowed: a positive number"
 
 
-def _calibration(config: Config) -> Iterator[str]:
-    """A source that would give no sample would be left out without a word."""
-    settings = config.prune.calibration
-    weights = [source.weight for source in settings.sources]
-    for index, count in enumerate(shares(weights, settings.samples)):
-        if not count:
-            yield (
-                f"prune.calibration.sources[{index}].weight: found {weights[index]}, allowed: enough for one of "
-                f"prune.calibration.samples={settings.samples}; the sum of the weights is {sum(weights):g}"
-            )
-
-
 def _training(config: Config) -> Iterator[str]:
     optim, data, steps = config.optim, config.data, config.trainer.max_steps
     if optim.min_lr > optim.lr:
@@ -307,7 +293,7 @@ def _stages(config: Config) -> Iterator[str]:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
     temperature = config.distill.temperature
     if "teacher" in stages and temperature != 1:
-        yield f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages, which samples at 1"
+        yield f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages"
 
 
 def _search(config: Config) -> Iterator[str]:
@@ -322,6 +308,8 @@ def _search(config: Config) -> Iterator[str]:
             f"prune.search.max_latency_ms: found {settings.max_latency_ms:g}, allowed: null, or together with "
             "prune.search.memory_bandwidth_gb_s or prune.search.latency_table"
         )
+    if settings.distill_steps and config.prune.streaming:
+        yield f"prune.search.distill_steps: found {settings.distill_steps}, allowed: 0 with prune.streaming=True"
 
 
 def _shapes(config: Config) -> list[str]:

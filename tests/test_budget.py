@@ -147,3 +147,21 @@ def test_table_says_what_is_exact_and_what_is_estimated():
 )
 def test_size_text(size: float, text: str):
     assert budget.size_text(size) == text
+
+
+def test_ranking_candidates_counts(config: Config):
+    """2 candidates for 1 step of 40 tokens: 40 * (2 * 3 * 2736 + 4624) = 841,600 FLOPs; alone 0 steps cost nothing.
+
+    Two trained copies of 2008 weights of 4 bytes beside two cut ones: 32,128 bytes until they are ranked.
+    """
+    alone = estimate(config)
+    config.prune.search.top_k = 2
+    config.pipeline.stages = ["import_hf", "data", "score", "search", "prune", "distill"]
+    assert estimate(config).flops == alone.flops and "search" not in estimate(config).disk
+    config.prune.search.distill_steps = 1
+    found = estimate(config)
+    assert found.flops - alone.flops == 841_600
+    assert found.disk["search"] == 32_128
+    assert "35% of it to rank 2 candidates" in budget.table(config, found)  # 841,600 of 2,381,440
+    config.pipeline.stages.remove("search")
+    assert estimate(config).flops == alone.flops

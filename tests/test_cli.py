@@ -15,6 +15,7 @@ from bielik_nemo.config import STAGES, compose
 from bielik_nemo.errors import DataError
 
 ROOT = Path(__file__).parents[1]
+FULL = ["experiment=bielik_minitron_7b"]
 
 
 @pytest.fixture
@@ -92,6 +93,15 @@ def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str])
         (["check", "optim.lrr=1"], ["optim.lrr: unknown key", "did you mean optim.lr?"]),
         (["check", "--config-dir", "/not/there"], ["--config-dir: found '/not/there'"]),
         (["check", "optim.lr=1,2"], ["--multirun"]),
+        (["prune", *FULL, "prune.target.num_attention_heads=30"], ["8 to 32 in steps of num_query_groups=8"]),
+        (["prune", *FULL, "prune.target.num_query_groups=4"], ["query groups are never pruned"]),
+        (["prune", *FULL, "prune.drop_layers=[2,2]"], ["prune.drop_layers: found 2 twice"]),
+        (["prune", *FULL, "prune.drop_layers=[2]"], ["prune.drop_layers: found 1 of 50", "num_layers=40"]),
+        (["prune", *FULL, "prune.keep_first_layers=41"], ["prune.keep_first_layers", "found 41 + 0", "40 layers"]),
+        (
+            ["prune", *FULL, "prune.streaming=true", "prune.compensation.rotation=true"],
+            ["prune.compensation.rotation", "prune.streaming"],
+        ),
     ],
 )
 def test_mistakes_are_one_line_on_stderr_and_status_2(arguments, parts, capsys: pytest.CaptureFixture[str]):

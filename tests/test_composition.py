@@ -39,6 +39,7 @@ MISTAKES = {
     "data.sources=x": ["data.sources: found 'x'", "a list"],
     "data.sources=[x]": ["data.sources[0]: found 'x'", "the keys path, text_key"],
     "data.sources=[{pat:x}]": ["data.sources: found 'pat'", "path, text_key"],
+    "prune.calibration.sources=[{path:x,weight:y}]": ["prune.calibration.sources: found weight='y' in its", "text_key"],
     "data.sources.7.path=x": ["data.sources[7]: found no such item"],
     "data.sources.0.pat=x": ["data.sources.0.pat: unknown key", "did you mean data.sources.0.path?"],
     "evaluate.prompts=[a,null]": ["evaluate.prompts[1]: found null", "text"],

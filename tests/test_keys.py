@@ -1,6 +1,6 @@
 from typing import Optional
 
-from bielik_nemo.config import Config, Prune, Shape
+from bielik_nemo.config import Calibration, Config, Shape
 from bielik_nemo.keys import build, describe, dotted_keys, nearest, type_at
 
 
@@ -24,7 +24,7 @@ def test_describe():
     assert describe(int) == "an integer"
     assert describe(Optional[int]) == "an integer, or null"
     assert describe(list[str]) == "a list [...], each item text"
-    assert describe(Prune).startswith("the keys target, ")
+    assert describe(Calibration) == "the keys sources, samples, seq_length, batch_size"
 
 
 def test_nearest_prefers_the_last_part_over_the_whole():
@@ -38,17 +38,16 @@ def test_nearest_prefers_the_last_part_over_the_whole():
 
 def test_build_lists_every_problem():
     problems: list[str] = []
-    value = {"target": {"num_layers": "3"}, "calibration_samples": 1.0, "calibration_batch_size": True, "more": 0}
-    assert build(Prune, value, "prune", problems) is None
+    value = {"sources": [{"path": 3, "weight": 1}], "samples": 1.0, "batch_size": True, "more": 0}
+    assert build(Calibration, value, "calibration", problems) is None
     assert problems == [
-        "prune.more: unknown key",
-        "prune.calibration.seq_length: missing",
-        "prune.target.hidden_size: missing",
-        "prune.target.ffn_hidden_size: missing",
-        "prune.target.num_attention_heads: missing",
-        "prune.target.num_layers: found '3', allowed: an integer, or null",
-        "prune.calibration.samples: found 1.0, allowed: an integer",
-        "prune.calibration.batch_size: found True, allowed: an integer",
+        "calibration.more: unknown key",
+        "calibration.seq_length: missing",
+        "calibration.sources[0].text_key: missing",
+        "calibration.sources[0].language: missing",
+        "calibration.sources[0].path: found 3, allowed: text",
+        "calibration.samples: found 1.0, allowed: an integer",
+        "calibration.batch_size: found True, allowed: an integer",
     ]
 
 

@@ -254,6 +254,58 @@ def test_a_stage_that_trains_keeps_its_finished_checkpoints(graph, config: Confi
     assert left(Path(config.run.dir) / "data") == {"fingerprint", "log.txt"} | kept
 
 
+def test_what_a_stage_goes_on_from_outlives_a_failure_and_goes_with_its_scratch(graph, config: Config, monkeypatch):
+    def before(directory: Path) -> None:
+        (directory / "runs" / "one").mkdir(parents=True)
+        raise GateError("no")
+
+    kept = {"scratch": ("runs",), "resumed": ("runs",)}
+    change(monkeypatch, graph, "data", before=before, **kept)
+    with pytest.raises(GateError):
+        pipeline.run(config)
+    assert left(Path(config.run.dir) / "data") == {"fingerprint", "log.txt", "runs", "runs/one"}
+    change(monkeypatch, graph, "data", before=lambda directory: None, **kept)
+    assert ran(graph, config) == ["data", "score"]
+    assert not (Path(config.run.dir) / "data" / "runs").exists()
+
+
+def test_candidates_are_ranked_by_this_process_before_the_search_is_finished(graph, config: Config, monkeypatch):
+    """Through the very function that runs any stage, so that what is done is skipped and what was killed goes on."""
+    asked: list[bool] = []
+
+    def rank(config: Config, run_dir: Path, run_stage: Callable) -> dict[str, Any]:
+        asked.append((run_dir / "search" / "manifest.json").exists())
+        one = run_dir / "search" / "runs" / "one"
+        one.mkdir(parents=True)
+        (one / "import_hf").symlink_to("../../../import_hf")
+        run_stage(config, graph["data"], one)
+        run_stage(config, graph["data"], one)
+        return {"target": "one"}
+
+    monkeypatch.setattr(pipeline.ranking, "rank", rank)
+    search = Made(
+        "search", ("prune.search",), ("result",), needs=("import_hf",), scratch=("runs",), ran=graph["data"].ran
+    )
+    monkeypatch.setitem(graph, "search", search)
+    config.pipeline.stages = ["import_hf", "search"]
+    assert ran(graph, config) == ["import_hf", "search"] and asked == []  # nothing to distil
+    config.prune.search.distill_steps = 4
+    assert ran(graph, config) == ["search", "data"] and asked == [False]
+    assert Manifest.read(Path(config.run.dir) / "search").metrics == {"length": 4, "target": "one"}
+    assert not (Path(config.run.dir) / "search" / "runs").exists()
+    assert ran(graph, config) == [] and asked == [False]
+
+
+def test_a_latency_table_counts_by_its_content(graph, config: Config, monkeypatch, tmp_path: Path):
+    monkeypatch.setitem(graph, "search", Made("search", (), ("result",), ran=graph["data"].ran))
+    (tmp_path / "table.json").write_text("1")
+    config.prune.search.latency_table = str(tmp_path / "table.json")
+    config.pipeline.stages = ["search"]
+    assert ran(graph, config) == ["search"] and ran(graph, config) == []
+    (tmp_path / "table.json").write_text("22")
+    assert ran(graph, config) == ["search"]
+
+
 def test_what_a_kill_left_is_gone_when_the_stage_starts_again(graph, config: Config, monkeypatch):
     found: list[set[str]] = []
     change(monkeypatch, graph, "data", before=lambda directory: found.append(left(directory)))

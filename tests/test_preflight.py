@@ -207,6 +207,18 @@ def test_texts_of_the_calibration_blend(config: Config, tmp_path: Path):
     assert of(config, "error", ["import_hf", "data", "prune", "distill"]) == []
 
 
+def test_a_source_that_would_give_no_sample(config: Config, tmp_path: Path):
+    """10 samples at 30:1 are 10 and 0."""
+    config.prune.calibration.samples = 10
+    texts = str(tmp_path / "texts")
+    config.prune.calibration.sources = [BlendSource(texts, weight=30), BlendSource(texts)]
+    assert of(config) == [
+        "prune.calibration.sources[1].weight: found 1.0, allowed: enough for one of prune.calibration.samples=10; "
+        "the sum of the weights is 31"
+    ]
+    assert of(config, "error", ["import_hf", "data", "prune"]) == []
+
+
 def test_run_directory_that_cannot_be_written(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     assert of(config) == [
@@ -286,6 +298,8 @@ def test_a_search_without_a_budget_is_refused_when_it_is_composed():
     )
     with pytest.raises(ConfigError, match=r"^prune\.search\.max_latency_ms: found 5, .*memory_bandwidth_gb_s or"):
         searched("prune.search.max_latency_ms=5")
+    with pytest.raises(ConfigError, match=r"^prune\.search\.distill_steps: found 9, allowed: 0 with prune\.streaming"):
+        searched("prune.search.max_parameters=8e9", "prune.search.distill_steps=9", "prune.streaming=true")
 
 
 @pytest.mark.parametrize(

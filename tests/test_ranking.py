@@ -161,7 +161,7 @@ def test_what_concerns_all_candidates_stops_the_run(run_dir: Path, config: Confi
         if stage == "distill":
             raise error
 
-    with pytest.raises(type(error), match="all bad|no space left"):
+    with pytest.raises(type(error), match=r"all bad|no space left"):
         ranking.rank(config, run_dir, Stages(before=fails))
     assert json.loads((run_dir / "search" / "target.json").read_text())["num_layers"] == 4
 
@@ -183,6 +183,9 @@ def test_a_line_per_candidate_with_its_losses_and_the_time_left(
         "candidate  2/3 l3: held-out loss 3.500 pruned, 2.500 distilled; 10 s left",
         "candidate  3/3 l2: held-out loss 4.000 pruned, 2.625 distilled; 0 s left",
     ]
+    said.clear()
+    ranking.rank(config, run_dir, Stages())
+    assert said[1] == "candidate  1/3 l4: held-out loss 3.000 pruned, 2.750 distilled"  # done before: who knows
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 0, "held_out_loss": 1.0}], [{"step": 2, "held_out_loss": 1.0}] * 2])

@@ -124,6 +124,22 @@ def test_numbers_are_those_worked_out_by_hand(run_dir):
 
 
 @pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("block_influence", "Block Influence: how far a layer turns"),
+        ("loss_increase", "By how much the loss on calibration text rises without the layer"),
+        ("contiguous_block", "chosen by the loss without each block of layers"),
+    ],
+)
+def test_importance_is_called_what_it_is(run_dir, method, words):
+    put(run_dir / "score" / "importance.json", {"layers": [0.5, 0.25], "method": method})
+    found = report.collect(run_dir)
+    assert found["layers"]["method"] == method
+    assert words in page(found)
+    assert ("Block Influence" in page(found)) == (method != "loss_increase")
+
+
+@pytest.mark.parametrize(
     ("loss", "expected"),
     [
         ({"source": 2.0, "pruned": 4.0, "distilled": 4.5}, -0.25),  # distillation did harm: not hidden
@@ -475,7 +491,7 @@ def test_candidates_are_told_by_their_rank_after_distillation(searched):
 
 
 def test_candidates_fit_the_terminal(searched):
-    text = shown(report.collect(searched), "ascii")
+    text = shown(report.collect(searched))
     (best,) = [line for line in text.splitlines() if line.startswith(" l1-b ")]
     assert best.split() == ["l1-b", "1.1k", "3.500", "2", "2.500", "1"]
     assert max(map(len, text.splitlines())) <= 80

@@ -1,10 +1,23 @@
 import pytest
 
-from bielik_nemo.config import compose
+from bielik_nemo.config import Target, compose
 from bielik_nemo.errors import ConfigError
+from bielik_nemo.validation import source_architecture, target_architecture
 
 FULL = "bielik_minitron_7b"
 BLEND = "prune.calibration.sources="
+
+
+def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
+    """50 layers without 3; with a depth of its own the target must agree."""
+    config = compose(FULL, ["prune.target.num_layers=null", "prune.drop_layers=[7,48,9]", "prune.keep_last_layers=1"])
+    target = target_architecture(config, source_architecture(config))
+    assert (target.num_layers, target.ffn_hidden_size) == (47, 11264)
+    config = compose(FULL, ["prune.target.num_layers=47", "prune.drop_layers=[7,48,9]"])
+    assert target_architecture(config, source_architecture(config)).num_layers == 47
+    config = compose(FULL, ["prune.target.num_layers=null", "prune.drop_layers=[]"])
+    assert target_architecture(config, source_architecture(config)).num_layers == 50
+    assert target_architecture(config, source_architecture(config), Target(hidden_size=64)).hidden_size == 64
 
 
 @pytest.mark.parametrize(
@@ -36,13 +49,6 @@ BLEND = "prune.calibration.sources="
         ("", [BLEND + "[{path:a,language:p}]"], "prune.calibration.sources[0].language: found 'p', allowed: a word"),
         ("", [BLEND + "[{path:a,weight:0}]"], "prune.calibration.sources[0].weight: found 0.0, allowed: a positive"),
         ("", [BLEND + "[{path:a,weight:inf}]"], "prune.calibration.sources[0].weight: found inf, allowed: a positive"),
-        # 10 samples at 30:1 are 10 and 0.
-        (
-            "",
-            [BLEND + "[{path:a,weight:30},{path:b}]", "prune.calibration.samples=10"],
-            "prune.calibration.sources[1].weight: found 1.0, allowed: enough for one of prune.calibration.samples=10; "
-            "the sum of the weights is 31",
-        ),
         ("", ["model.dtype=float16"], "model.dtype: found 'float16', allowed: float32, bfloat16; did you mean"),
         # What must fit together.
         ("", ["optim.lr=1e-6"], "optim.min_lr: found 1e-05, allowed: 0 to optim.lr=1e-06"),
@@ -60,6 +66,12 @@ BLEND = "prune.calibration.sources="
             "data.global_batch_size: found 512, allowed: multiples of 24 = data.micro_batch_size 3 * data-parallel",
         ),
         # Stages.
+        ("", ["teacher.samples_per_token=0"], "teacher.samples_per_token: found 0, allowed: a positive number"),
+        (
+            "",
+            ["pipeline.stages=[teacher,distill]", "distill.temperature=2"],
+            "distill.temperature: found 2.0, allowed: 1 with teacher in pipeline.stages",
+        ),
         ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
         ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, score"),
         ("", ["pipeline.stages=[expor]"], "did you mean export?"),
@@ -81,6 +93,42 @@ BLEND = "prune.calibration.sources="
             "prune.target.ffn_hidden_size: found 14337, allowed: 1 to 14336",
         ),
         (FULL, ["prune.target.num_attention_heads=30"], "allowed: 8 to 32 in steps of num_query_groups=8"),
+        (FULL, ["prune.target.num_query_groups=4"], "num_query_groups: found 4, allowed: 8, the source's, or null"),
+        # Layers by hand: the target has 40 of 50.
+        (
+            FULL,
+            ["prune.drop_layers=[1,2]"],
+            "prune.drop_layers: found 2 of 50 layers, allowed: 10, which leave prune.target.num_layers=40",
+        ),
+        (FULL, ["prune.drop_layers=[3,1,3]"], "prune.drop_layers: found 3 twice, allowed: 0 to 49, each once"),
+        (FULL, ["prune.drop_layers=[-1,50]"], "prune.drop_layers: found -1, allowed: 0 to 49, each once"),
+        (FULL, ["prune.drop_layers=[-1,50]"], "prune.drop_layers: found 50, allowed: 0 to 49, each once"),
+        ("tiny", ["prune.drop_layers=[0,1,2,3]"], "prune.drop_layers: found all 4 layers, allowed: at most 3"),
+        (
+            "tiny",
+            ["prune.drop_layers=[0,3]", "prune.target.num_layers=null", "prune.keep_first_layers=1"],
+            "prune.drop_layers: found 0, allowed: none that prune.keep_first_layers=1 keeps",
+        ),
+        (
+            "tiny",
+            ["prune.drop_layers=[0,3]", "prune.target.num_layers=null", "prune.keep_last_layers=2"],
+            "prune.drop_layers: found 3, allowed: none that prune.keep_last_layers=2 keeps",
+        ),
+        (
+            "tiny",
+            ["prune.drop_layers=[1]", "prune.target.num_layers=null", "parallel.pp=2"],
+            "parallel.pp=2: does not divide num_layers=3; allowed: 1, 3 (pruned model)",
+        ),
+        (
+            FULL,
+            ["prune.keep_first_layers=30", "prune.keep_last_layers=11"],
+            "prune.keep_first_layers + prune.keep_last_layers: found 30 + 11, allowed: together at most the 40 layers",
+        ),
+        (
+            FULL,
+            ["prune.streaming=true", "prune.compensation.ffn=true"],
+            "prune.compensation.ffn: found True, allowed: False with prune.streaming=True",
+        ),
         (FULL, ["parallel.tp=16", "data.micro_batch_size=1"], "parallel.tp=16: does not divide num_query_groups=8"),
         (FULL, ["prune.target.ffn_hidden_size=11265", "parallel.tp=2"], "ffn_hidden_size=11265"),
         (

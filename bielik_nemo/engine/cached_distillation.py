@@ -7,6 +7,7 @@ Everything else is that of `distillation`: the same `train`, the same order of s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bielik_nemo.architecture import Architecture
+from bielik_nemo.engine import convert
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.teacher_cache import TeacherCache
 from bielik_nemo.losses import sampled_kl
@@ -83,19 +85,34 @@ class CachedDistillationModel(llm.GPTModel):
         student: architecture after pruning.
         dtype: of its parameters.
         seq_length: tokens per sample.
+        student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
 
-    def __init__(self, student: Architecture, dtype: str, seq_length: int, optim: Any = None, tokenizer: Any = None):
+    def __init__(
+        self,
+        student: Architecture,
+        dtype: str,
+        seq_length: int,
+        student_hf: str = "",
+        optim: Any = None,
+        tokenizer: Any = None,
+    ):
         config = models.gpt_config(student, dtype=dtype, seq_length=seq_length)
         super().__init__(config, optim=optim, tokenizer=tokenizer)
-        self.student = student
+        self.student, self.student_hf = student, student_hf
 
     def configure_model(self) -> None:
-        """Build the student in the trainer's layout."""
+        """Build the student in the trainer's layout.
+
+        Raises:
+            CheckpointError: its Hugging Face directory cannot be loaded.
+        """
         if hasattr(self, "module"):
             return
         self.config.vocab_size = self.student.padded_vocab_size(self.config.tensor_model_parallel_size)
         self.module = models.build(self.config, self.student)
+        if self.student_hf:
+            convert.load_hf(self.module, Path(self.student_hf), self.student)
         _learn_from_samples(self.module, self.student.vocab_size)
 
     @property

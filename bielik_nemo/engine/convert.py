@@ -170,7 +170,7 @@ def write_hf(
         directory: an empty one.
         a: shape of the whole model.
         tokenizer: as in `save_hf`.
-        max_shard_gib: as in `save_hf`; saving takes twice as much memory.
+        max_shard_gib: as in `save_hf`.
         dtype: of the written tensors.
     """
     files, total = _write_shards(tensors, directory, int(max_shard_gib * 2**30), DTYPES[dtype])

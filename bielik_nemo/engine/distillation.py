@@ -23,7 +23,7 @@ from nv_one_logger.api.one_logger_provider import OneLoggerProvider
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.engine import checkpoint, datasets
+from bielik_nemo.engine import checkpoint, convert, datasets
 from bielik_nemo.engine import model as models
 from bielik_nemo.errors import GateError
 from bielik_nemo.losses import forward_kl
@@ -109,6 +109,7 @@ class DistillationModel(DistillationGPTModel):
         temperature: of the distillation loss.
         dtype: of the parameters of both.
         seq_length: tokens per sample.
+        student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class DistillationModel(DistillationGPTModel):
         temperature: float,
         dtype: str,
         seq_length: int,
+        student_hf: str = "",
         optim: Any = None,
         tokenizer: Any = None,
     ):
@@ -130,14 +132,14 @@ class DistillationModel(DistillationGPTModel):
             optim=optim,
             tokenizer=tokenizer,
         )
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher, self.student_hf = student, teacher, student_hf
         self.gate, self.temperature = gate, temperature
 
     def configure_model(self) -> None:
         """Build student and teacher in the trainer's layout and join them.
 
         Raises:
-            CheckpointError: the teacher cannot be loaded.
+            CheckpointError: the teacher, or the student's Hugging Face directory, cannot be loaded.
             GateError: the teacher is not what it should be.
         """
         if hasattr(self, "module"):
@@ -150,9 +152,12 @@ class DistillationModel(DistillationGPTModel):
         teacher = models.build(self._teacher_config, self.teacher)
         checkpoint.load(teacher, Path(self._teacher_ckpt_path))
         self.gate(teacher)
+        student = models.build(self.config, self.student)
+        if self.student_hf:
+            convert.load_hf(student, Path(self.student_hf), self.student)
         last = parallel_state.is_pipeline_last_stage()
         joined = mtd.convert(
-            models.build(self.config, self.student),
+            student,
             mode=[
                 (
                     "kd_loss",

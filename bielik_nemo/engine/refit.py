@@ -11,7 +11,7 @@ activations do not decide alone. X are the projection's own inputs in the cut mo
 a layer also makes up for what the layers before it could not.
 
 `blocks`: the reference runs through dropped layers too, and the down projection of the layer before a gap is fitted to
-the stream behind it. ReplaceMe (arXiv 2505.02819) puts one d x d map there; the refit contains it, since any such map of
+the stream behind it. ReplaceMe (arXiv 2505.02819) puts a d x d map there; the refit contains it, since any such map of
 the FFN's output is a change of its down projection. Without `blocks` the reference leaves dropped layers out.
 
 A gap that crosses a pipeline boundary is fitted up to the boundary. One pass costs three forward passes of the layers.

@@ -1,7 +1,7 @@
 """Cutting a Hugging Face checkpoint to a smaller one of the same family, tensor by tensor, without building a model.
 
-What is cut is written in prune/kept.py. Memory holds one source tensor and a shard of output, twice while it is saved.
-Files are closed after every tensor: what has been read of a mapped file stays in memory for as long as it is open.
+What is cut is written in prune/kept.py. Memory holds one source tensor, its cut, and a shard of output. Files are
+closed after every tensor: what has been read of a mapped file stays in memory for as long as it is open.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def cut(
         target: architecture wanted; query groups and head_dim as in `source`.
         kept: as many units of each axis as `target` has.
         dtype: of the written tensors.
-        max_shard_gib: size of an output file, in GiB; twice that is needed in memory.
+        max_shard_gib: size of an output file, in GiB, which memory holds.
 
     Raises:
         CheckpointError: the source is incomplete, damaged, or not of its architecture.

@@ -219,8 +219,11 @@ class TeacherCache:
                 raise CheckpointError(f"{path}: missing or not of {size} bytes; run `bielik-nemo teacher` again")
         self._first, self._open = -1, None
 
-    def check(self, wanted: Contents) -> None:
+    def check(self, **wanted: Any) -> None:
         """Refuse a cache that is not of what a run is about to train on.
+
+        Args:
+            wanted: fields of `Contents`; of `samples` the cache may have more.
 
         Raises:
             CheckpointError: made of another teacher, tokenizer or data, in another order or length; all that differs.
@@ -228,11 +231,9 @@ class TeacherCache:
         found = asdict(self.contents)
         differing = [
             f"{name}: the cache has {found[name]}, this run wants {value}"
-            for name, value in asdict(wanted).items()
-            if name not in ("samples", "samples_per_token", "samples_per_shard") and found[name] != value
+            for name, value in wanted.items()
+            if found[name] != value and not (name == "samples" and found[name] > value)
         ]
-        if self.contents.samples < wanted.samples:
-            differing.append(f"samples: the cache has {self.contents.samples}, this run draws {wanted.samples}")
         if differing:
             raise CheckpointError(f"{self.directory}: cache of another run; " + "; ".join(differing))
 

@@ -171,10 +171,7 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
     )
 
 
-def resume(weights: Path) -> run.Config[Resume]:
-    """Go on from the newest finished checkpoint of this run, or start from given weights."""
-    return run.Config(
-        Resume,
-        resume_if_exists=True,
-        restore_config=run.Config(nl.RestoreConfig, path=str(weights), load_artifacts=False),
-    )
+def resume(weights: Path | None) -> run.Config[Resume]:
+    """Go on from this run's newest finished checkpoint, or start from given weights; None: the model's own."""
+    restore = None if weights is None else run.Config(nl.RestoreConfig, path=str(weights), load_artifacts=False)
+    return run.Config(Resume, resume_if_exists=True, restore_config=restore)

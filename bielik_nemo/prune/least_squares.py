@@ -1,10 +1,10 @@
 """Least-squares refit of a linear layer y = x W^T, from normal equations that are summed batch by batch.
 
-Given inputs X `[n, f]` of the layer as it is now, and the residual R `[n, d]` (what it should put out minus what it does),
+Given inputs X `[n, f]` of the layer as it is now, and R `[n, d]`, what it should put out minus what it does,
 
     dW = argmin ||R - X dW^T||^2 + lambda ||dW||^2 = C (G + lambda I)^-1,   G = X^T X,  C = R^T X,
 
-so that memory is f^2 + d f whatever the number of tokens n. Damping pulls towards the weights that are there, not towards
+so that memory is f^2 + d f whatever the number of tokens n. Damping pulls towards the weights that are there, not to
 zero: with few tokens, or lambda large, the plain cut is what is left. lambda = ridge * mean(diag G).
 
 The idea is layer-wise reconstruction after pruning (optimal brain surgeon for a layer; ThiNet, arXiv 1707.06342

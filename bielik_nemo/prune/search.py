@@ -38,8 +38,8 @@ SMALLER, UNMEASURED = "smaller than needed", "not in the latency table"
 NEAREST = 3
 """How many of those that were left out are kept for each reason."""
 
-LARGEST = 10_000_000
-"""Shapes of a space that can be enumerated in a minute or two."""
+LARGEST = 5_000_000
+"""Shapes of a space that is enumerated in less than a minute."""
 
 Shares = Mapping[str, Sequence[float]]
 """Kept share of importance by axis; item k is for k units."""

@@ -31,7 +31,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     parameters          {source, target: all; source_once, target_once: one of two embedding matrices}
     architecture        {source, target: fields of Architecture}
     search              candidates, how distillation ranked them, and what fell out: search/candidates.json
-    layers              {importance: [one per layer, Block Influence], dropped: [0-based]}
+    layers              {importance: [one per layer], method: how it was measured, dropped: [0-based]}
     held_out_loss       {source, pruned, distilled}, nats per token, over held_out_tokens tokens
     held_out_loss_by_language  {source, pruned, distilled: {language: nats per token}}, where there are several
     perplexity          {source, pruned, distilled}
@@ -99,14 +99,16 @@ def _shape(path: Path) -> Architecture:
         raise DataError(f"{path}: {error}") from None
 
 
-def _layers(scores: Path, pruned: Path) -> dict[str, list]:
-    importance = _read(scores).get("layers", [])
+def _layers(scores: Path, pruned: Path) -> dict[str, Any]:
+    measured = _read(scores)
+    importance = measured.get("layers", [])
     if not isinstance(importance, list) or not all(_is_number(score) for score in importance):
         raise DataError(f"{scores}: layers: found {importance!r:.80}, allowed: a list of numbers")
     dropped = _read(pruned).get("dropped_layers", [])
     if not isinstance(dropped, list) or not all(type(layer) is int for layer in dropped):
         raise DataError(f"{pruned}: dropped_layers: found {dropped!r:.80}, allowed: a list of layer numbers")
-    return {key: value for key, value in (("importance", importance), ("dropped", dropped)) if value}
+    found = {"importance": importance, "method": measured.get("method"), "dropped": dropped}
+    return {key: value for key, value in found.items() if value}
 
 
 def _curve(path: Path) -> dict[str, list]:

@@ -164,14 +164,21 @@ def _architecture(numbers: dict[str, Any]) -> str:
     return markup.section("Architecture", "", body)
 
 
+_BLOCK_INFLUENCE = (
+    "Block Influence: how far a layer turns what passes through it (1 minus the cosine similarity of its "
+    "input and output). Higher is more important."
+)
+
+
 def _layers(numbers: dict[str, Any]) -> str:
     layers = numbers.get("layers", {})
     if "importance" not in layers:
         return ""
-    note = (
-        "Block Influence: how far a layer turns what passes through it (1 minus the cosine similarity of its "
-        "input and output). Higher is more important."
-    )
+    method, note = layers.get("method"), _BLOCK_INFLUENCE
+    if method == "loss_increase":
+        note = "By how much the loss on calibration text rises without the layer, in nats per token."
+    if method == "contiguous_block":
+        note += " What to drop was chosen by the loss without each block of layers, not by this."
     dropped = layers.get("dropped", [])
     if dropped:
         note += f" Dropped: {', '.join(map(str, sorted(dropped)))}."

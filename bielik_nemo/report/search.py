@@ -19,6 +19,11 @@ from bielik_nemo.report import markup, plots, words
 SHOWN = 10
 """Rows, where no more of them were distilled."""
 
+LOSSES = ("pruned", "distilled")
+"""Columns that hold a loss."""
+GIVES_WAY = {"GiB": "max_memory_gib", "ms": "max_latency_ms", "retained": "no budget"}
+"""Columns that the terminal leaves out beside losses, unless they are budgets."""
+
 Row = dict[str, Any]
 
 
@@ -77,10 +82,6 @@ def listed(found: dict[str, Any]) -> list[Row]:
     return [*ranked, *rest[: max(SHOWN - len(ranked), 0)]]
 
 
-LOSSES = ("pruned", "distilled")
-"""Columns that hold a loss."""
-
-
 def columns(found: dict[str, Any]) -> dict[str, Callable[[Row], str]]:
     """What the rows have to tell: {heading: how a row says it}, without the columns that all rows leave empty."""
     size = "parameters_once" if found["embeddings"] == "once" else "parameters"
@@ -120,8 +121,7 @@ def _verdict(ranked: list[Row]) -> str:
 def _best(found: dict[str, Any]) -> Table:
     told = columns(found)
     if "distilled" in told:  # 80 columns do not hold all of them
-        budgets = {"GiB": "max_memory_gib", "ms": "max_latency_ms"}
-        told = {name: tell for name, tell in told.items() if budgets.get(name, name) in found["budgets"] or _kept(name)}
+        told = {name: tell for name, tell in told.items() if GIVES_WAY.get(name) in {None, *found["budgets"]}}
     best = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     best.add_column("candidate", no_wrap=True)
     for heading in told:
@@ -132,10 +132,6 @@ def _best(found: dict[str, Any]) -> Table:
     for row in listed(found):
         best.add_row(Text(row["name"]), *(tell(row) for tell in told.values()))
     return best
-
-
-def _kept(heading: str) -> bool:
-    return heading not in ("GiB", "ms", "retained")
 
 
 def _rejected(rejected: dict[str, Any]) -> Table:

@@ -71,8 +71,8 @@ def _whole(config: Config) -> Layout:
 MODEL_STAGES = ("import_hf", "prune", "distill")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
-RESUMED = ("checkpoints", "metrics.jsonl", "nemo", "shards")
-"""What an interrupted stage that trains, or teaches, keeps in its directory."""
+RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
+"""What an interrupted training stage keeps in its directory."""
 
 GRAPH = {
     stage.name: stage
@@ -176,6 +176,7 @@ GRAPH = {
             ),
             outputs=("shards", "teacher.json"),
             scratch=("index_cache",),
+            resumed=("shards",),
             free=(
                 "distill.gate_max_loss",
                 "distill.gate_tolerance",

@@ -37,6 +37,9 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     """
     here = run_dir / "distill"
     model, data = (_cached if "teacher" in config.pipeline.stages else _live)(config, run_dir)
+    pruned, streamed = run_dir / "prune" / "megatron", run_dir / "prune" / "hf"
+    if streamed.is_dir():
+        model.student_hf = str(streamed)
     return run_.Partial(
         train,
         model=model,
@@ -45,7 +48,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
         ),
         log=training.logger(config, here),
-        resume=training.resume(run_dir / "prune" / "megatron"),
+        resume=training.resume(None if streamed.is_dir() else pruned),
         optim=training.optimizer(config),
     )
 
@@ -67,7 +70,7 @@ def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
 
 def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     """The student alone, and the text with what the stage `teacher` kept."""
-    TeacherCache(run_dir / "teacher").check(teacher.contents(config, run_dir))
+    TeacherCache(run_dir / "teacher").check(**teacher.origin(config, run_dir))
     model = run_.Config(
         CachedDistillationModel,
         student=_shape(run_dir / "prune"),

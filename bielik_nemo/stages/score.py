@@ -9,7 +9,7 @@ where `prune.importance.scores` names them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
@@ -18,9 +18,6 @@ from bielik_nemo.config import Config
 from bielik_nemo.engine import calibration, checkpoint, distributed, finite, importance, model, scores
 from bielik_nemo.engine.datasets import HeldOut
 from bielik_nemo.errors import CheckpointError, GateError
-
-if TYPE_CHECKING:
-    from megatron.core.models.gpt import GPTModel
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def _given(path: str, key: dict[str, str]) -> scores.Scores:
     return found
 
 
-def _source_loss(config: Config, megatron: GPTModel, directory: Path) -> float:
+def _source_loss(config: Config, megatron: Any, directory: Path) -> float:
     """Held-out loss of the source, which must be a model's."""
     held_out = HeldOut(str(directory), config.data.seq_length, config.data.held_out_tokens, config.evaluate.batch_size)
     with ui.progress("held-out loss of the source", held_out.batches()) as advance:

@@ -41,26 +41,25 @@ def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
     return training.data(config, data / "train", data / "held_out", run_dir / "import_hf" / "tokenizer", index_cache)
 
 
-def contents(config: Config, run_dir: Path) -> Contents:
-    """What the cache of this run holds and is made of.
+def origin(config: Config, run_dir: Path) -> dict[str, Any]:
+    """What the teacher's samples of this run are made of: the fields of `Contents` that a student depends on.
 
     Raises:
-        DataError: a stage that it is made of has not finished.
+        DataError: a stage that they are made of has not finished.
     """
     source, data = _manifest(run_dir / "import_hf"), _manifest(run_dir / "data")
     tokenizer = {name: entry for name, entry in source.outputs.items() if name.startswith("tokenizer/")}
     text = {name: entry for name, entry in data.outputs.items() if name.startswith("train.")}
-    return Contents(
-        samples=config.trainer.max_steps * config.data.global_batch_size,
-        seq_length=config.data.seq_length,
-        samples_per_token=config.teacher.samples_per_token,
-        vocab_size=Architecture.from_json(run_dir / "import_hf" / "architecture.json").vocab_size,
-        seed=config.run.seed,
-        dtype=config.model.dtype,
-        teacher=source.fingerprint,  # of the checkpoint that was imported: the import depends on the layout
-        tokenizer=artifacts.content_digest(tokenizer),
-        data=artifacts.content_digest(text),
-    )
+    return {
+        "samples": config.trainer.max_steps * config.data.global_batch_size,
+        "seq_length": config.data.seq_length,
+        "vocab_size": Architecture.from_json(run_dir / "import_hf" / "architecture.json").vocab_size,
+        "seed": config.run.seed,
+        "dtype": config.model.dtype,
+        "teacher": source.fingerprint,  # of the checkpoint that was imported; the files depend on the layout
+        "tokenizer": artifacts.content_digest(tokenizer),
+        "data": artifacts.content_digest(text),
+    }
 
 
 def _manifest(directory: Path) -> Manifest:
@@ -80,7 +79,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     here, source = run_dir / "teacher", run_dir / "import_hf"
     architecture = Architecture.from_json(source / "architecture.json")
     tp, pp, size = config.parallel.tp, config.parallel.pp, config.data.micro_batch_size
-    wanted = contents(config, run_dir)
+    wanted = Contents(samples_per_token=config.teacher.samples_per_token, **origin(config, run_dir))
     with distributed.model_parallel(tp, pp, config.run.seed):
         megatron = model.build(model.gpt_config(architecture, tp=tp, pp=pp, dtype=config.model.dtype), architecture)
         checkpoint.load(megatron, source / "megatron")

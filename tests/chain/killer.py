@@ -1,9 +1,10 @@
 """Run pipelines in forks of one process that has NeMo loaded, and kill some of them at a chosen file operation.
 
-Not a test: `python killer.py jobs.json results.json`. A job is `{"run_dir", "overrides", "stages", "kill"}`; `kill` is
-null, or `[operation, pattern, n]`: SIGKILL just before the n-th (from 1) such operation on a path that matches, below
-the run directory. Every change of the directory tree is an operation, so that "at any moment" can be listed. A result
-is `{"ended", "pid", "seconds", "operations"}`: the signal or minus the exit status, and `[operation, path]` pairs.
+Not a test: `python killer.py jobs.json results.json`. A job is `{"run_dir", "overrides", "stages", "kill"}`, maybe with
+the size of a teacher's shards, `"shard_bytes"`; `kill` is null, or `[operation, pattern, n]`: SIGKILL just before the
+n-th (from 1) such operation on a path that matches, below the run directory. Every change of the directory tree is an
+operation, so that "at any moment" can be listed. A result is `{"ended", "pid", "seconds", "operations"}`: the signal or
+minus the exit status, and `[operation, path]` pairs.
 """
 
 import fnmatch
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from bielik_nemo import config, pipeline
 from bielik_nemo.config import CHAIN
+from bielik_nemo.engine import teacher_cache
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate")
 
@@ -60,6 +62,7 @@ def run(job: dict) -> dict:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
             watch(run_dir, job.get("kill"), os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            teacher_cache.SHARD_BYTES = job.get("shard_bytes", teacher_cache.SHARD_BYTES)
             pipeline.run(config.compose("tiny", [*job["overrides"], f"run.dir={run_dir}"]), job.get("stages"))
         except BaseException:
             traceback.print_exc()

@@ -15,6 +15,8 @@ import pytest
 from bielik_nemo.config import CHAIN, Config, TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
+RUN = [*CHAIN, "teacher"]
+
 
 def recording(section: Any, read: set[str], prefix: str = "") -> Any:
     """A copy of a configuration that notes the dotted name of every value that is read; in a list, the list's name."""
@@ -59,8 +61,8 @@ def test_recording_notes_values_in_lists():
 
 @pytest.fixture(scope="module")
 def reads(chain) -> dict[str, set[str]]:
-    """What each stage reads in a whole run."""
-    read: dict[str, set[str]] = {name: set() for name in CHAIN}
+    """What each stage reads in a whole run, in another with the stage `teacher`, and pruning in other ways."""
+    read: dict[str, set[str]] = {name: set() for name in RUN}
     run = Stage.run
 
     def recorded(stage: Stage, config: Config, run_dir: Path) -> dict[str, Any]:
@@ -68,23 +70,27 @@ def reads(chain) -> dict[str, set[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stage, "run", recorded)
-        chain.run(chain.empty("reads"))
+        run_dir = chain.empty("reads")
+        chain.run(run_dir)
+        chain.run(run_dir, f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]")
+        chain.run(run_dir, "prune.streaming=true", stages=["prune"])
+        chain.run(run_dir, "prune.compensation.ffn=true", "prune.compensation.samples=8", stages=["prune"])
     return read
 
 
-@pytest.mark.parametrize("name", CHAIN)
+@pytest.mark.parametrize("name", RUN)
 def test_a_stage_reads_only_what_it_declares(name: str, reads):
     stage = GRAPH[name]
     assert [key for key in sorted(reads[name]) if not declared(key, stage.keys + stage.free)] == []
 
 
-@pytest.mark.parametrize("name", CHAIN)
+@pytest.mark.parametrize("name", RUN)
 def test_a_stage_reads_all_that_it_declares(name: str, reads):
     stage = GRAPH[name]
     assert [key for key in stage.keys + stage.free if not any(declared(read, (key,)) for read in reads[name])] == []
 
 
-@pytest.mark.parametrize("name", CHAIN)
+@pytest.mark.parametrize("name", RUN)
 def test_nothing_is_declared_twice(name: str):
     stage = GRAPH[name]
     assert [key for key in stage.keys if declared(key, stage.free)] == []

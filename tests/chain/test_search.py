@@ -128,6 +128,6 @@ def test_what_was_chosen_stands_while_nothing_changes(chain, outcomes):
 
 def test_a_source_that_predicts_nothing_is_never_searched(chain):
     run_dir = chain.copy("nonsense", before="score")
-    with pytest.raises(GateError, match="model.source: held-out loss"):
+    with pytest.raises(GateError, match=r"model\.source: held-out loss"):
         chain.run(run_dir, *SEARCH, "distill.gate_max_loss=0.5")
     assert not (run_dir / "search").exists()

@@ -29,7 +29,7 @@ def one_process():
 
 
 def megatron(a: Architecture, directory: Path) -> torch.nn.Module:
-    built = model.build(model.gpt_config(a, seq_length=128), a)
+    built = model.build(model.gpt_config(a, seq_length=128, fused=False), a)
     convert.load_hf(built, directory, a)
     return built
 

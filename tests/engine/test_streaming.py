@@ -132,7 +132,7 @@ print(peak() - before)
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """A file of 12 * (3 * 1024 * 4096 + 4 * 1024^2) parameters in bf16, 384 MiB, is cut within 100 MiB: an output shard
-    of 16 MiB twice and a tensor of 8 MiB a few times. With the file kept open it would be more than 400 MiB."""
+    of 16 MiB and a tensor of 8 MiB a few times. With the file kept open it would be more than 400 MiB."""
     a = Architecture(12, 1024, 4096, 8, 8, 128, 1000, tie_embeddings=True)
     random, shapes = torch.empty(1024 * 4096, dtype=torch.bfloat16).normal_(), expected_shapes(a)
     tensors = {name: random[: torch.Size(shape).numel()].view(shape).clone() for name, shape in shapes.items()}

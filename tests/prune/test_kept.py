@@ -129,7 +129,7 @@ def test_blocks_of_a_length_that_was_not_measured():
         ConfigError, match=r"^prune.importance.block_sizes: found \[1, 2\], allowed: with 3, the layers"
     ):
         kept_layers(scores([0] * 4, blocks=blocks), 1, "contiguous_block")
-    with pytest.raises(ConfigError, match="^prune.importance.block_sizes: found none, allowed: with 1"):
+    with pytest.raises(ConfigError, match=r"^prune.importance.block_sizes: found none, allowed: with 1"):
         kept_layers(scores([0] * 4), 3, "contiguous_block")
 
 

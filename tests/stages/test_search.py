@@ -45,7 +45,7 @@ def config() -> Config:
 
 
 def test_shares_come_from_the_roots_of_the_squared_scores(run_dir: Path):
-    """Layers 4 of 8, 6 of 8. Hidden 8, 7, ... of 36. FFN 7 + 1 of 14. Heads 5, 1 | 1, 6: one of each group, 11 of 13."""
+    """Layers 4 of 8, 6 of 8. Hidden 8, 7, ... of 36. FFN 7 + 1 of 14. Heads 5, 1 | 1, 6: one of each, 11 of 13."""
     found = search.shares(Scores.load(run_dir / "score" / "scores.safetensors"), SOURCE)
     assert found["num_layers"] == pytest.approx([0, 0.5, 0.75, 0.875, 1])
     assert found["hidden_size"][:3] == pytest.approx([0, 8 / 36, 15 / 36])

@@ -24,7 +24,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from bielik_nemo import artifacts, preflight, ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Search, compose
+from bielik_nemo.config import compose
+from bielik_nemo.config_prune import Search
 from bielik_nemo.prune import search
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

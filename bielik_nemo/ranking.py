@@ -20,7 +20,8 @@ from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.artifacts import Manifest
-from bielik_nemo.config import Config, Target
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import DataError, GateError
 from bielik_nemo.prune.search import AXES
 from bielik_nemo.stages import GRAPH, RANKED_BY, Stage

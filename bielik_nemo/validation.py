@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import STAGES, BlendSource, Config, Target, TextSource, view
+from bielik_nemo.config import STAGES, Config, view
+from bielik_nemo.config_prune import BlendSource, Target, TextSource
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.keys import nearest
 

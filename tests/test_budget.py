@@ -8,7 +8,8 @@ Target: 1 layer of FFN 8: 192 + 192 + 16 = 400; + 8 + 1600 = 2008; with one matr
 import pytest
 
 from bielik_nemo import budget
-from bielik_nemo.config import Config, Shape, Target, compose
+from bielik_nemo.config import Config, Shape, compose
+from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture
 

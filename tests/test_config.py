@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bielik_nemo.config import CHAIN, STAGES, Config, Shape, TextSource, compose, freeze, load, view
+from bielik_nemo.config import CHAIN, STAGES, Config, Shape, compose, freeze, load, view
+from bielik_nemo.config_prune import TextSource
 from bielik_nemo.errors import ConfigError
 
 

@@ -1,6 +1,7 @@
 from typing import Optional
 
-from bielik_nemo.config import Calibration, Config, Shape
+from bielik_nemo.config import Config, Shape
+from bielik_nemo.config_prune import Calibration
 from bielik_nemo.keys import build, describe, dotted_keys, nearest, type_at
 
 

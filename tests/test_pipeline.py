@@ -13,7 +13,8 @@ import pytest
 
 from bielik_nemo import pipeline, preflight, report, ui, worker
 from bielik_nemo.artifacts import Manifest
-from bielik_nemo.config import BlendSource, Config, TextSource, load
+from bielik_nemo.config import Config, load
+from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.errors import ConfigError, DataError, GateError, UserError
 from bielik_nemo.stages import Stage
 

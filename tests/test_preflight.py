@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import preflight
-from bielik_nemo.config import BlendSource, Config, compose
+from bielik_nemo.config import Config, compose
+from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import text
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture

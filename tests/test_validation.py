@@ -1,6 +1,7 @@
 import pytest
 
-from bielik_nemo.config import Target, compose
+from bielik_nemo.config import compose
+from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture, target_architecture
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import BlendSource, Config
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import blend
 from bielik_nemo.data.text import UNNAMED, is_held_out, read_documents
 from bielik_nemo.data.tokenizer import encode, load_tokenizer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Compensation
+from bielik_nemo.config_prune import Compensation
 from bielik_nemo.engine import minitron, refit, rotation
 from bielik_nemo.engine import model as models
 from bielik_nemo.prune.kept import Kept

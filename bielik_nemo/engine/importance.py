@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Importance
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.engine import forward, leave_out, minitron
 from bielik_nemo.engine.scores import Scores
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bielik_nemo.config import Importance
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.errors import CheckpointError
 
 _BLOCKS = "blocks."

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo.config import Search
+from bielik_nemo.config_prune import Search
 from bielik_nemo.errors import ConfigError
 
 GIB = 2**30

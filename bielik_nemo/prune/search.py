@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config, Search, Target
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import Search, Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import latency
 from bielik_nemo.prune.latency import Table, Widths

@@ -12,7 +12,8 @@ from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config, TextSource
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import TextSource
 from bielik_nemo.data.text import UNNAMED, is_held_out, read_documents
 from bielik_nemo.data.tokenizer import encode, load_tokenizer
 from bielik_nemo.engine import datasets

@@ -11,7 +11,8 @@ from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config, Target
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import Target
 from bielik_nemo.data.builtin import resolve_model_source
 from bielik_nemo.engine import calibration, checkpoint, compensation, distributed, minitron, model, streaming
 from bielik_nemo.engine.scores import Scores

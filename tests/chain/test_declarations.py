@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bielik_nemo.config import CHAIN, Config, TextSource
+from bielik_nemo.config import CHAIN, Config
+from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
 RUN = [*CHAIN, "teacher"]

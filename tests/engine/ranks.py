@@ -167,7 +167,7 @@ class Layout:
 
     def compensate(self) -> None:
         """Cuts with compensation, by the scores of `minitron`."""
-        from bielik_nemo.config import Compensation
+        from bielik_nemo.config_prune import Compensation
         from bielik_nemo.engine import compensation, convert
         from bielik_nemo.engine.scores import Scores
         from bielik_nemo.prune.kept import choose
@@ -191,7 +191,7 @@ class Layout:
 
     def importance(self) -> None:
         """Scores of one model under every definition, from uneven batches."""
-        from bielik_nemo.config import Importance
+        from bielik_nemo.config_prune import Importance
         from bielik_nemo.engine import distributed, importance
 
         a = self.architecture("llama")

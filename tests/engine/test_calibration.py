@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import BlendSource, Config
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.engine import calibration, datasets
 from bielik_nemo.errors import DataError

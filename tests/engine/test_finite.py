@@ -8,7 +8,7 @@ import pytest
 import ranks
 import torch
 
-from bielik_nemo.config import Importance
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.engine import finite, forward, importance
 from bielik_nemo.errors import GateError
 

@@ -11,7 +11,7 @@ import ranks
 import torch
 from transformers import AutoModelForCausalLM
 
-from bielik_nemo.config import Importance
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.engine import datasets, importance
 from bielik_nemo.engine.scores import Scores
 

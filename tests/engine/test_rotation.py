@@ -80,7 +80,7 @@ def test_gains_of_the_narrower_stream(inputs):
 
 def test_a_model_whose_stream_lives_in_a_subspace_is_cut_without_loss(inputs):
     """Every writer to the stream is projected to 24 random directions: 24 principal axes then hold all of it."""
-    from bielik_nemo.config import Compensation
+    from bielik_nemo.config_prune import Compensation
     from bielik_nemo.engine import compensation
     from bielik_nemo.engine.scores import Scores
     from bielik_nemo.prune.kept import choose

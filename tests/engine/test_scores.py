@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bielik_nemo.config import Importance
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.engine.scores import Scores, key
 from bielik_nemo.errors import CheckpointError
 

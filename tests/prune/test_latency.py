@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bielik_nemo.config import Search
+from bielik_nemo.config_prune import Search
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import latency
 

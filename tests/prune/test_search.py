@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Axis, Config, Search, Target, compose
+from bielik_nemo.config import Config, compose
+from bielik_nemo.config_prune import Axis, Search, Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import search
 from bielik_nemo.prune.latency import Table

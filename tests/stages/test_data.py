@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config, TextSource
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import TextSource
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.engine import cpu, datasets
 from bielik_nemo.errors import DataError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bielik_nemo.config import Config, Importance
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import Importance
 from bielik_nemo.engine.scores import Scores, key
 from bielik_nemo.errors import CheckpointError, GateError
 from bielik_nemo.stages import score

@@ -11,7 +11,8 @@ import torch
 from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import write_json
-from bielik_nemo.config import Axis, Config, Search, Target
+from bielik_nemo.config import Config
+from bielik_nemo.config_prune import Axis, Search, Target
 from bielik_nemo.engine.scores import Scores
 from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.stages import GRAPH, search

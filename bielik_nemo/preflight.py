@@ -92,7 +92,8 @@ def candidates(config: Config) -> search.Result | None:
     if source is None or "search" not in config.pipeline.stages:
         return None
     settings = config.prune.search
-    return search.find(source, search.fixed(config, source), settings, latency.load(settings))
+    rotated = config.prune.compensation.rotation
+    return search.find(source, search.fixed(config, source), settings, latency.load(settings), rotated=rotated)
 
 
 def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.Budget | None:

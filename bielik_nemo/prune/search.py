@@ -193,6 +193,7 @@ def find(
     settings: Search,
     table: Table | None = None,
     shares: Shares | None = None,
+    rotated: bool = False,
 ) -> Result:
     """All shapes within the budgets, best first.
 
@@ -202,6 +203,7 @@ def find(
         settings: axes, budgets and objective; with objective "importance" and no shares, ranked by parameters.
         table: measured latencies; None: analytic.
         shares: see `shares`.
+        rotated: whether a narrower hidden stream is rotated (prune.compensation), which unties tied embeddings.
 
     Raises:
         ConfigError: no budget is given, an axis has no size, or no shape fits the budgets.
@@ -221,7 +223,7 @@ def find(
     feasible: list[Candidate] = []
     rejected: dict[str, Rejected] = {}
     for widths in itertools.product(*widths_of):
-        for layers, costs in _costs(source, depths, widths, settings, table):
+        for layers, costs in _costs(source, depths, widths, settings, table, rotated):
             use = {name: costs[name] / limit for name, limit in limits.items() if costs[name] is not None}
             most = max(use, key=use.__getitem__, default="")
             if len(use) < len(limits):
@@ -236,7 +238,7 @@ def find(
             rejected.setdefault(reason, Rejected()).add(distance, layers, widths)
 
     def described(layers: int, widths: Widths) -> Candidate:
-        ((_, costs),) = _costs(source, [layers], widths, settings, table)
+        ((_, costs),) = _costs(source, [layers], widths, settings, table, rotated)
         return _candidate(layers, widths, costs, shares)
 
     counts = {reason: each.count for reason, each in sorted(rejected.items())}
@@ -249,9 +251,16 @@ def find(
 
 
 def _costs(
-    source: Architecture, depths: Sequence[int], widths: Widths, settings: Search, table: Table | None
+    source: Architecture,
+    depths: Sequence[int],
+    widths: Widths,
+    settings: Search,
+    table: Table | None,
+    rotated: bool,
 ) -> list[tuple[int, dict[str, Any]]]:
     """What each depth of these widths costs. All counts grow by the same number with each layer."""
+    if rotated and widths[0] < source.hidden_size:
+        source = replace(source, tie_embeddings=False)
     one, two = (
         (shape.num_parameters(), shape.num_parameters("once"), shape.kv_cache_bytes_per_token())
         for shape in (source.pruned_to(layers, *widths) for layers in (1, 2))

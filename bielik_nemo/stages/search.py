@@ -36,6 +36,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         settings,
         latency.load(settings),
         shares(scores, source),
+        config.prune.compensation.rotation,
     )
     best = found.candidates[: settings.top_k if settings.distill_steps else 1]
     if problems := search.unusable(config, source, best):

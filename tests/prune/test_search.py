@@ -116,6 +116,18 @@ def test_a_candidate_by_hand():
     assert asdict(best.target()) == dict(zip(SPACE, (4, 20, 40, 2), strict=True)) | {"num_query_groups": None}
 
 
+def test_a_rotated_stream_has_two_embedding_matrices():
+    """Tied, a source of hidden 32 stays tied at 32; narrower and rotated, 50 * 20 parameters are counted twice."""
+    tied, asked = replace(SOURCE, tie_embeddings=True), settings(max_parameters=15_000.0, tolerance=0.9)
+    sizes = [
+        {each.name: each.parameters for each in search.find(tied, Target(), asked, rotated=rotated).candidates}
+        for rotated in (False, True)
+    ]
+    assert [each["l4-h20-f40-a2"] for each in sizes] == [13_340, 14_340]
+    widest = f"l4-h{SOURCE.hidden_size}-"
+    assert all(sizes[1][name] == size for name, size in sizes[0].items() if name.startswith(widest))
+
+
 def test_reasons_and_the_nearest_of_each():
     asked = settings(max_parameters=50_000.0, max_latency_ms=52.0)
     found = search.find(SOURCE, Target(), asked)

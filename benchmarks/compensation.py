@@ -1,6 +1,6 @@
 """Plain Minitron slicing against compensation on SmolLM2-135M, before and after distillation at equal tokens.
 
-    python benchmarks/compensation.py runs/compensation      # 27 short runs; started again, it goes on
+    python benchmarks/compensation.py runs/compensation      # 24 short runs; started again, it goes on
 
 Two cuts of a third: layers and FFN (30 -> 24, 1536 -> 960: Bielik's axes), and the hidden stream (576 -> 384). Three
 seeds draw the held-out documents, the calibration samples and the order of training anew. Every run is the ordinary
@@ -35,7 +35,6 @@ VARIANTS = {
         "attention": ["attention"],
         "ffn": ["ffn"],
         "blocks": ["blocks"],
-        "ffn + blocks": ["ffn", "blocks"],
         "attention + ffn + blocks": ["attention", "ffn", "blocks"],
     },
     "hidden 384": {"plain": [], "rotation": ["rotation"], "rotation + ffn": ["rotation", "ffn"]},

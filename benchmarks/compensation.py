@@ -32,10 +32,10 @@ CUTS = {
 VARIANTS = {
     "24 layers, FFN 960": {
         "plain": [],
-        "attention": ["attention"],
+        "attention + ffn + blocks": ["attention", "ffn", "blocks"],
         "ffn": ["ffn"],
         "blocks": ["blocks"],
-        "attention + ffn + blocks": ["attention", "ffn", "blocks"],
+        "attention": ["attention"],
     },
     "hidden 384": {"plain": [], "rotation": ["rotation"], "rotation + ffn": ["rotation", "ffn"]},
 }
@@ -67,32 +67,36 @@ def measure(run_dir: Path, seed: int, cut: str, parts: list[str]) -> dict[str, f
     }
 
 
-def table(results: dict[str, dict[str, float]], seeds: list[int]) -> str:
-    """Markdown, from results by `seed/cut/variant`."""
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Markdown, from results by `seed/cut/variant`; a variant is compared with plain slicing at its own seeds."""
     lines = []
+    seeds = sorted({key.partition("/")[0] for key in results})
     for cut, variants in VARIANTS.items():
-        rows = {v: [results[f"{s}/{cut}/{v}"] for s in seeds if f"{s}/{cut}/{v}" in results] for v in variants}
-        if not all(rows.values()):
+        plain = {seed: results[f"{seed}/{cut}/plain"] for seed in seeds if f"{seed}/{cut}/plain" in results}
+        if not plain:
             continue
-        source = mean(r["source"] for r in rows["plain"])
         lines += [
-            f"**{cut}**: source {source:.3f}, {len(rows['plain'])} seeds",
+            f"**{cut}**: source {mean(r['source'] for r in plain.values()):.3f}",
             "",
-            "| compensation | parameters | before distillation | gap, of plain's | after | gap, of plain's | seconds |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| compensation | seeds | parameters | before distillation | of plain's gap | after | of plain's gap | s |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for variant, found in rows.items():
+        for variant in variants:
+            found = {seed: results[key] for seed in plain if (key := f"{seed}/{cut}/{variant}") in results}
+            if not found:
+                continue
             cells = []
             for moment in ("before", "after"):
+                values = [r[moment] for r in found.values()]
                 gaps = [
-                    (r[moment] - r["source"]) / (p[moment] - p["source"])
-                    for r, p in zip(found, rows["plain"], strict=True)
+                    (r[moment] - r["source"]) / (plain[seed][moment] - plain[seed]["source"])
+                    for seed, r in found.items()
                 ]
-                values = [r[moment] for r in found]
                 spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
                 cells += [f"{mean(values):.3f}{spread}", f"{mean(gaps):.0%}"]
-            size = f"{found[0]['parameters'] / 1e6:.1f}M"
-            lines.append(f"| {variant} | {size} | {' | '.join(cells)} | {mean(r['seconds'] for r in found):.0f} |")
+            size = f"{next(iter(found.values()))['parameters'] / 1e6:.1f}M"
+            seconds = mean(r["seconds"] for r in found.values())
+            lines.append(f"| {variant} | {len(found)} | {size} | {' | '.join(cells)} | {seconds:.0f} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -102,19 +106,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--cuts", nargs="+", default=list(CUTS), choices=list(CUTS))
     options = parser.parse_args()
     for seed in options.seeds:
         file = options.directory / f"seed{seed}.json"
         results = json.loads(file.read_text()) if file.is_file() else {}
-        for cut, variants in VARIANTS.items():
-            for variant, parts in variants.items():
+        for cut in options.cuts:
+            for variant, parts in VARIANTS[cut].items():
                 if f"{seed}/{cut}/{variant}" not in results:
                     results[f"{seed}/{cut}/{variant}"] = measure(options.directory / f"seed{seed}", seed, cut, parts)
                     artifacts.write_json(file, results)
     every = {}
     for file in options.directory.glob("seed*.json"):
         every |= artifacts.read_json(file)
-    print(table(every, sorted({int(key.partition("/")[0]) for key in every})))
+    print(table(every))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
 - GPU-hours: those FLOPs at `ASSUMED_MFU` of the GPU's peak.
 - Memory: Megatron's mixed precision keeps bf16 weights, fp32 gradients, and an fp32 master copy with two Adam moments,
   which the distributed optimizer (on GPUs) divides by the data-parallel size. Logits: the student's, the teacher's and
-  the loss's gradient. Activations: what backward needs of a layer, counted as in arXiv 2205.05198 section 4 for a gated
-  FFN, grouped queries and, as on GPUs, an attention that keeps no s x s matrix: 4h (norms, residual) and
-  (2nd + 2gd + 3f) / tp elements per token, no recomputation. Buffers, fragmentation and the CUDA context come on top.
+  the loss's gradient. Nothing of a teacher where the stage `teacher` has run it before. Activations: what backward
+  needs of a layer, counted as in arXiv 2205.05198 section 4 for a gated FFN, grouped queries and, as on GPUs, an
+  attention that keeps no s x s matrix: 4h (norms, residual) and (2nd + 2gd + 3f) / tp elements per token, no
+  recomputation. Buffers, fragmentation and the CUDA context come on top.
 - Disk: checkpoints that a run keeps, two of them full ones while a new one is written.
 """
 
@@ -69,16 +70,20 @@ def distilled_candidates(config: Config) -> int:
 
 
 def search_flops(config: Config, source: Architecture, target: Architecture) -> float:
-    """FLOPs of ranking candidates of about the target's size: one pass of the teacher, three of each candidate."""
+    """FLOPs of ranking candidates of about the target's size: three passes of each, and of the teacher one for all.
+
+    At a temperature other than 1 the teacher runs beside each candidate.
+    """
     count, length = distilled_candidates(config), config.data.seq_length
     tokens = config.prune.search.distill_steps * config.data.global_batch_size * length
-    return tokens * (3 * count * _forward_flops(target, length) + _forward_flops(source, length)) if count else 0.0
+    teachers = min(count, 1) if config.distill.temperature == 1 else count
+    return tokens * (3 * count * _forward_flops(target, length) + teachers * _forward_flops(source, length))
 
 
 def memory_per_device(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
     """Bytes of each part on the fullest device."""
     tp, pp, dp = config.parallel.tp, config.parallel.pp, config.data_parallel_size
-    mixed = config.trainer.precision == "bf16-mixed"
+    mixed, cached = config.trainer.precision == "bf16-mixed", "teacher" in config.pipeline.stages
     width, adam = (2, 12) if mixed else (4, 8)
     student = _parameters_per_device(target, tp, pp)
     rows = config.data.micro_batch_size * config.data.seq_length
@@ -91,8 +96,8 @@ def memory_per_device(config: Config, source: Architecture, target: Architecture
         "student weights": student * width,
         "gradients": student * 4,
         "optimizer": student * adam / (dp if config.cluster.gpu_memory_gib else 1),
-        "teacher weights": _parameters_per_device(source, tp, pp) * width,
-        "logits": 3 * rows * target.padded_vocab_size(tp) / tp * width,
+        "teacher weights": 0 if cached else _parameters_per_device(source, tp, pp) * width,
+        "logits": (2 if cached else 3) * rows * target.padded_vocab_size(tp) / tp * width,
         "activations": layers * rows * kept * width,
     }
 
@@ -102,12 +107,15 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     weights = 2 if config.model.dtype == "bfloat16" else 4
     mixed = config.trainer.precision == "bf16-mixed"
     full = target.num_parameters() * (14 if mixed else 12)  # weights and what the optimizer keeps
-    tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
+    steps, tokens_per_step = config.trainer.max_steps, config.data.global_batch_size * config.data.seq_length
+    kept = tokens_per_step * (config.teacher.samples_per_token * (2 if source.vocab_size <= 2**16 else 4) + 4)
+    candidates = distilled_candidates(config)
+    shared = config.prune.search.distill_steps * kept if candidates and config.distill.temperature == 1 else 0
     sizes = {
         "import_hf": source.num_parameters() * weights,
-        "teacher": tokens * (config.teacher.samples_per_token * (2 if source.vocab_size <= 2**16 else 4) + 4),
-        # Of each candidate the cut and the distilled weights stay until all are ranked.
-        "search": 2 * distilled_candidates(config) * target.num_parameters() * weights,
+        "teacher": steps * kept,
+        # Until all are ranked, the cut and the distilled weights of each candidate stay, and what the teacher left.
+        "search": 2 * candidates * target.num_parameters() * weights + shared,
         "prune": target.num_parameters() * weights,
         "distill": 2 * full + target.num_parameters() * weights,
         "export": target.num_parameters() * weights,

@@ -95,7 +95,7 @@ class Compensation:
     ffn: bool = False  # FFN down projection, least squares
     blocks: bool = False  # dropped blocks as a linear map in the layer before them
     rotation: bool = False  # hidden stream turned to its principal axes before it is cut
-    samples: int = 64  # of the calibration set
+    samples: int = 64  # the first of the calibration set, or all where it has fewer
     ridge: float = 0.1  # damping, relative to the mean of the Gram matrix's diagonal: our choice; see benchmarks/
 
 

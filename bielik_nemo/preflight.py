@@ -277,6 +277,8 @@ def _oddities(config: Config) -> Iterator[str]:
     cut = any(asdict(config.prune.target).values()) or config.prune.drop_layers
     if "prune" in config.pipeline.stages and not searched and not cut:
         yield "prune.target: found no size, so nothing is pruned"
+    if config.prune.compensation.rotation and not searched and config.prune.target.hidden_size is None:
+        yield "prune.compensation.rotation: nothing to rotate for, since prune.target.hidden_size is not given"
     yield from _odd_search(config) if searched else _odd_budgets(config)
 
 

@@ -11,6 +11,7 @@ Each candidate has warm-up and cosine of its own, in proportion to those of the 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -131,7 +132,12 @@ def _distilled(config: Config, run_dir: Path, row: dict[str, Any], run_stage: Ru
             run_stage(short, GRAPH[name], directory)
     except GateError as error:
         return {"failed": str(error)}
-    return losses(directory / "distill" / "metrics.jsonl")
+    found = losses(directory / "distill" / "metrics.jsonl")
+    if not all(math.isfinite(found[key]) for key in ("zero_shot_loss", "distilled_loss")):
+        # A last step that goes wrong shows here only, and numbers that are none have no order.
+        reached = f"{found['zero_shot_loss']} pruned, {found['distilled_loss']} distilled"
+        return {"failed": f"search: the held-out loss of {row['name']} is {reached}; lower optim.lr"}
+    return found
 
 
 def _prepared(config: Config, run_dir: Path, name: str, target: Target | None = None) -> Config:

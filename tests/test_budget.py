@@ -153,7 +153,9 @@ def test_size_text(size: float, text: str):
 def test_ranking_candidates_counts(config: Config):
     """2 candidates for 1 step of 40 tokens: 40 * (2 * 3 * 2736 + 4624) = 841,600 FLOPs; alone 0 steps cost nothing.
 
-    Two trained copies of 2008 weights of 4 bytes beside two cut ones: 32,128 bytes until they are ranked.
+    Two trained copies of 2008 weights of 4 bytes beside two cut ones: 32,128 bytes until they are ranked. What the
+    teacher leaves for them is 40 * (50 * 2 + 4) = 4160 bytes. At another temperature it leaves nothing and runs twice:
+    40 * 4624 = 184,960 FLOPs more.
     """
     alone = estimate(config)
     config.prune.search.top_k = 2
@@ -162,7 +164,17 @@ def test_ranking_candidates_counts(config: Config):
     config.prune.search.distill_steps = 1
     found = estimate(config)
     assert found.flops - alone.flops == 841_600
-    assert found.disk["search"] == 32_128
+    assert found.disk["search"] == 32_128 + 4160
     assert "35% of it to rank 2 candidates" in budget.table(config, found)  # 841,600 of 2,381,440
+    config.distill.temperature = 2.0
+    hot = estimate(config)
+    assert (hot.flops - found.flops, hot.disk["search"]) == (184_960, 32_128)
     config.pipeline.stages.remove("search")
     assert estimate(config).flops == alone.flops
+
+
+def test_a_teacher_that_ran_before_takes_no_memory(config: Config):
+    """Two thirds of the logits: 20,480 of 30,720 bytes."""
+    live = estimate(config).memory
+    config.pipeline.stages = ["import_hf", "data", "score", "prune", "teacher", "distill"]
+    assert estimate(config).memory == live | {"teacher weights": 0, "logits": 20_480}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -154,6 +155,16 @@ def test_one_that_diverges_is_told_and_the_others_go_on(run_dir: Path, config: C
     rows = found(run_dir)
     assert rows["l3"]["failed"] == "distill: the loss is nan at step 2" and "distilled_rank" not in rows["l3"]
     assert (rows["l2"]["distilled_rank"], rows["l4"]["distilled_rank"]) == (1, 2)
+
+
+def test_a_loss_that_is_no_number_has_no_rank(run_dir: Path, config: Config, monkeypatch: pytest.MonkeyPatch):
+    """The last step broke l4, whose loss compares with none; as `sorted` and `min` see it, it would stay first."""
+    monkeypatch.setitem(LOSSES, "l4", (3.0, math.nan))
+    assert ranking.rank(config, run_dir, Stages())["target"] == "l3"
+    rows = found(run_dir)
+    assert "held-out loss of l4 is 3.0 pruned, nan distilled" in rows["l4"]["failed"]
+    assert "distilled_rank" not in rows["l4"] and "distilled_loss" not in rows["l4"]
+    assert [rows[name]["distilled_rank"] for name in ("l3", "l2")] == [1, 2]
 
 
 @pytest.mark.parametrize("error", [GateError("all bad"), UserError("no space left on device")])

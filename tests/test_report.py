@@ -11,11 +11,13 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -26,6 +28,7 @@ from bielik_nemo.errors import DataError
 from bielik_nemo.report import words
 from bielik_nemo.report.numbers import gap_closed
 from bielik_nemo.report.page import page
+from bielik_nemo.report.plots import ranks, refits, spread
 from bielik_nemo.report.style import PALETTE
 
 PROMPT = "Run <script>alert('x')</script> & \"wait\"\n\tthen"
@@ -253,6 +256,77 @@ def test_losses_by_language_stand_beside_their_means(run_dir):
     row = html[html.index("&lt;en&gt;") :].split("</tr>")[0]
     assert [value for value in ("1.500", "3.250", "2.000") if f">{value}<" not in row] == []
     assert "nan" not in html and "<en>" not in html
+
+
+ERRORS = {
+    "10.ffn": {"before": 0.5, "after": 0.25},
+    "2.ffn": {"before": 0.25, "after": float("nan")},
+    "2.attention": {"before": 1.0, "after": 0.125},
+}
+
+
+@pytest.mark.parametrize("errors", [None, {}])
+def test_a_cut_without_refits_says_nothing_of_compensation(run_dir, errors):
+    path = run_dir / "prune" / "pruned.json"
+    if errors is not None:
+        put(path, json.loads(path.read_text()) | {"squared_errors": errors})
+    numbers = report.collect(run_dir)
+    assert "compensation" not in numbers and "Compensation" not in page(numbers)
+
+
+def test_errors_of_the_refits_are_told_by_layer(run_dir):
+    """Layers rise as numbers do (10 after 2); what is not finite is null, and no bar."""
+    path = run_dir / "prune" / "pruned.json"
+    put(path, json.loads(path.read_text()) | {"squared_errors": ERRORS})
+    report.write(run_dir)
+    numbers = json.loads((run_dir / "report.json").read_text(), parse_constant=pytest.fail)
+    assert numbers["compensation"] == {
+        "attention": [{"layer": 2, "before": 1.0, "after": 0.125}],
+        "ffn": [{"layer": 2, "before": 0.25, "after": None}, {"layer": 10, "before": 0.5, "after": 0.25}],
+    }
+    part = page(numbers).split("<h2>Compensation</h2>")[1].split("</section>")[0]
+    assert "before and after the refit: attention of 1 layers, FFN of 2 layers</title>" in part
+    for label in ("attention before", "attention after", "FFN before", "FFN after"):
+        assert part.count(f">{label}<") == 1
+    assert not any(colour in part for pair in PALETTE.values() for colour in pair)
+    assert "None" not in part and "nan" not in part.lower()
+
+
+@pytest.mark.parametrize(
+    ("errors", "message"),
+    [
+        ([1], r"squared_errors: found \[1\], allowed: an object of objects"),
+        ({"0.mlp": {}}, r"squared_errors: found '0\.mlp', allowed: <layer>\.attention, <layer>\.ffn"),
+        ({"x.ffn": {}}, r"squared_errors: found 'x\.ffn', allowed: <layer>\."),
+        ({"0.ffn": 3}, r"squared_errors\.0\.ffn: found 3, allowed: an object of numbers"),
+        ({"0.ffn": {"before": "1", "after": 0.5}}, r"squared_errors\.0\.ffn\.before: found '1', allowed: a number"),
+        ({"0.ffn": {"before": 1}}, r"squared_errors\.0\.ffn\.after: found nothing, allowed: a number"),
+    ],
+)
+def test_damaged_errors_of_the_refits_are_one_error(run_dir, errors, message):
+    put(run_dir / "prune" / "pruned.json", {"squared_errors": errors})
+    with pytest.raises(DataError, match=r"pruned\.json: " + message):
+        report.collect(run_dir)
+
+
+def bars(svg, role):
+    """(left, height, whether it is pale) of each bar of this colour, in the order in which they are drawn."""
+    found = re.findall(r'<path d="([^"]+)" clip-path="[^"]+" style="([^"]+)"', svg)
+    corners = [(re.findall(r"[-\d.]+", path), style) for path, style in found if f"fill: var(--{role})" in style]
+    return [(float(c[0]), float(c[1]) - float(c[5]), "opacity" in style) for c, style in corners]
+
+
+def test_bars_of_the_refits_stand_side_by_side_and_after_in_front_of_before():
+    """One layer: attention falls from 1 to 1/4, its FFN from 1/2 to 1/8 and stands to the right of it."""
+    rows = {
+        "attention": [{"layer": 3, "before": 1.0, "after": 0.25}],
+        "ffn": [{"layer": 3, "before": 0.5, "after": 0.125}],
+    }
+    svg = refits(rows)
+    (left, full, pale), (again, quarter, solid) = bars(svg, "source")
+    (right, half, _), (_, eighth, _) = bars(svg, "distilled")
+    assert left == again < right and pale and not solid
+    assert [height / full for height in (quarter, half, eighth)] == pytest.approx([0.25, 0.5, 0.125], abs=1e-4)
 
 
 def test_text_that_is_not_utf8_is_named_by_line(run_dir):
@@ -485,9 +559,56 @@ def test_candidates_are_told_by_their_rank_after_distillation(searched):
     for value in ("3.500", ">2<", "2.500", ">1<", "2.250", "2.750", "1.1k"):
         assert value in rows[1], value
     assert "failed" in rows[3] and "2.000" in rows[0]
-    assert "svg" in seen.tags and "rank 1: 3.500, 2.500; rank 2: 3.000, 2.750" in part
+    assert "svg" in seen.tags and "rank 1: l1-b, 3.500, 2.500; rank 2: l2-a, 3.000, 2.750<" in part
     assert "above max_parameters" in seen.text and "l2-x, l2-y" in seen.text
     assert "<i>" not in part and "&lt;pl&gt;" in part and "None" not in part
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),  # nothing is near
+        ([0.5, 0.5, 0.55], [0.5, 0.6, 0.7]),  # pushed up
+        ([0.1, 0.95, 1.0], [0.1, 0.9, 1.0]),  # up to 1.05, and back down below the ceiling
+        ([1.0] * 10, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),  # all that there is room for
+    ],
+)
+def test_labels_keep_their_distance(heights, expected):
+    assert spread(heights, 0.1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("many", [2, 6, 25])
+def test_candidates_near_each_other_are_named_without_overlap(many):
+    """Text is 7.5 units high: lines of one column are apart by more, whatever their number, and rise with the rank."""
+    points = [(f"l{i:02d}", 3.0, 2.5 + 1e-4 * i) for i in range(many)]
+    svg = ranks(points, 2.4999)
+    named = {text: float(y) for y, text in re.findall(r'([\d.]+)\)">(\d+\. l\d+)<', svg)}
+    ys = [named[f"{i + 1}. l{i:02d}"] for i in range(many)]
+    assert all(below - above > 8.5 for below, above in pairwise(ys))
+
+
+@pytest.mark.parametrize(
+    ("source", "there"),
+    [
+        (2.0, True),  # with it 1.5 nats are shown, three times the candidates' 0.5
+        (1.99, False),
+        (3.2, True),
+        (None, False),
+    ],
+)
+def test_the_source_is_a_level_where_it_fits(source, there):
+    svg = ranks([("a", 4.0, 3.0), ("b$_1$", 3.0, 3.5)], source)
+    assert (f">source {source:.3f}<" in svg if source else ">source" in svg) is there
+    assert ">2. b$_1$<" in svg and ">distilled, nats per token<" in svg and ">pruned, nats per token<" in svg
+
+
+def test_plots_have_one_scale(searched):
+    """A wide plot fills the card, a panel half of it: the page shows text of both in one size."""
+    path = searched / "prune" / "pruned.json"
+    put(path, json.loads(path.read_text()) | {"squared_errors": ERRORS})
+    html = page(report.collect(searched))
+    plots = re.findall(r'<figure( class="wide")?>(?:<figcaption>.*?</figcaption>)?<svg viewBox="0 0 ([\d.]+) ', html)
+    assert [(bool(wide), float(width)) for wide, width in plots] == [(False, 302.4)] * 4 + [(True, 619.2)] * 3
 
 
 def test_candidates_fit_the_terminal(searched):

@@ -14,7 +14,9 @@ a layer also makes up for what the layers before it could not.
 the stream behind it. ReplaceMe (arXiv 2505.02819) puts a d x d map there; the refit contains it, since any such map of
 the FFN's output is a change of its down projection. Without `blocks` the reference leaves dropped layers out.
 
-A gap that crosses a pipeline boundary is fitted up to the boundary. One pass costs three forward passes of the layers.
+Layers that are dropped before the first kept one have none before them: only `attention` and `ffn` of the next make up
+for them. A gap must not reach over a pipeline boundary (stages/prune.py refuses it). One pass costs three forward
+passes of the layers.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from bielik_nemo import ui
+from bielik_nemo.errors import GateError
 from bielik_nemo.prune.least_squares import NormalEquations
 
 if TYPE_CHECKING:
@@ -106,11 +109,12 @@ class _Runner:
 
 
 def _fit(
-    weight: Tensor, seen: list[tuple[Tensor, Tensor]], targets: Iterable[Tensor], ridge: float
+    name: str, weight: Tensor, seen: list[tuple[Tensor, Tensor]], targets: Iterable[Tensor], ridge: float
 ) -> tuple[Tensor, dict[str, float]]:
     """Change a projection's weight `[d, f]` in place so that the stream behind it comes near its targets.
 
     Args:
+        name: of the projection, for errors.
         weight: of the projection.
         seen: for each batch, its inputs `[s, b, f]` and the stream behind it `[s, b, d]`.
         targets: `[s, b, d]` of each batch.
@@ -118,13 +122,19 @@ def _fit(
 
     Returns:
         The change, and the squared error per value before and after, relative to the target's mean square.
+
+    Raises:
+        GateError: what goes in or should come out is zero or not finite.
     """
     equations = NormalEquations(weight.shape[1], weight.shape[0], weight.device)
     for (x, stream), target in zip(seen, targets, strict=True):
         target = target.float()
         scale = (target.square().mean(dim=-1, keepdim=True) + 1e-12).rsqrt()
         equations.add(x.float() * scale, (target - stream.float()) * scale)
-    change = equations.solve(ridge)
+    try:
+        change = equations.solve(ridge)
+    except ValueError as error:
+        raise GateError(f"prune.compensation: layer {name}: {error}") from None
     values = equations.rows * weight.shape[0]
     errors = {"before": equations.squared_error.item() / values, "after": equations.error_after(change) / values}
     weight += change.to(weight.dtype)
@@ -190,11 +200,15 @@ def refit(
                 if parts.attention:
                     seen = [run_student.attention(mine, s) for s in stream]
                     projection = mine.self_attention.linear_proj.weight
-                    _, found[f"{index}.attention"] = _fit(projection, seen, map(project, after_attention), ridge)
+                    _, found[f"{index}.attention"] = _fit(
+                        f"{index}.attention", projection, seen, map(project, after_attention), ridge
+                    )
                 if parts.ffn or (parts.blocks and dropped):
                     seen = [run_student.ffn(mine, s) for s in stream]
                     projection = mine.mlp.linear_fc2.weight
-                    change, found[f"{index}.ffn"] = _fit(projection, seen, map(project, reference), ridge)
+                    change, found[f"{index}.ffn"] = _fit(
+                        f"{index}.ffn", projection, seen, map(project, reference), ridge
+                    )
                     stream = [s + x @ change.T for x, s in seen]
                 else:
                     stream = [run_student(mine, s) for s in stream]

@@ -44,7 +44,7 @@ def principal_axes(
 ) -> tuple[Tensor, Tensor]:
     """Eigenvectors Q `[d, d]` (columns) and eigenvalues `[d]` of the normalised hidden stream, largest first, float64.
 
-    The same on every pipeline stage; one all-reduce of d^2 values.
+    The same on every pipeline stage; one all-reduce of d^2 values and one broadcast.
     """
     from megatron.core import parallel_state
 
@@ -54,7 +54,7 @@ def principal_axes(
 
     def add(_, args: tuple[Tensor, ...]) -> None:
         x = args[0].flatten(0, -2).float()
-        x = x * x.square().mean(dim=-1, keepdim=True).rsqrt()
+        x = x * (x.square().mean(dim=-1, keepdim=True) + 1e-12).rsqrt()  # an embedding may be all zeros
         covariance.add_(x.T @ x)
 
     handles = [norm.register_forward_pre_hook(add) for norm in _norms(model)]
@@ -65,7 +65,8 @@ def principal_axes(
             handle.remove()
     torch.distributed.all_reduce(covariance, group=parallel_state.get_pipeline_model_parallel_group())
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors.flip(1), values.flip(0).clamp(min=0)
+    # Of near-equal eigenvalues every machine may find another basis: all stages take one's.
+    return forward.from_last_stage(vectors.flip(1)), forward.from_last_stage(values.flip(0).clamp(min=0))
 
 
 @torch.no_grad()

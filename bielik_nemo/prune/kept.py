@@ -51,7 +51,7 @@ class Kept:
 
     Attributes:
         layers: in the model's order.
-        hidden: channels of the hidden stream.
+        hidden: channels of the hidden stream; in the file none where it was rotated (engine/rotation.py).
         ffn: FFN channels, by source layer that stays.
         heads: query heads, by source layer that stays; query group after query group.
     """

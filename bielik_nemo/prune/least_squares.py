@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bielik_nemo.errors import ConfigError
+
 
 class NormalEquations:
     """G, C and ||R||^2 of one layer, in float64."""
@@ -47,13 +49,20 @@ class NormalEquations:
             ridge: damping relative to the mean of G's diagonal; positive.
 
         Raises:
+            ConfigError: damping too small for as few rows, or rows as alike, as there are.
             ValueError: no row was added, all inputs are zero, or something in them is not finite.
         """
         scale = self.gram.diagonal().mean() if self.rows else torch.zeros(())
         if not (scale > 0 and torch.isfinite(self.gram).all() and torch.isfinite(self.cross).all()):
             raise ValueError(f"normal equations over {self.rows} rows: the inputs are zero or not finite")
         damped = self.gram + ridge * scale * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
-        return torch.cholesky_solve(self.cross.T, torch.linalg.cholesky(damped)).T
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:  # G is summed from fp32 products, whose rounding may leave eigenvalues below zero
+            raise ConfigError(
+                f"prune.compensation.ridge: found {ridge:g}, allowed: more for {self.rows:,} tokens and "
+                f"{len(self.gram):,} inputs, whose normal equations cannot be solved so"
+            )
+        return torch.cholesky_solve(self.cross.T, factor).T
 
     def error_after(self, change: Tensor) -> float:
         """||R - X dW^T||^2 on the rows that were added."""

@@ -2,19 +2,19 @@
 
 Every file is optional, because a pipeline may be a part of the graph: what is missing is left out, never
 guessed. What is there must be right: the first file that is no JSON or says something impossible is one
-DataError with its name and line. NaN and infinity, which Python writes but JSON lacks, count as null.
+DataError with its name and line (files.py).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import ConfigError, DataError
+from bielik_nemo.report.files import is_number, needed, numbers_of, parse, read
 
 # The three models that a run compares, in the order in which they came to be.
 ROLES = ("source", "pruned", "distilled")
@@ -32,6 +32,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     architecture        {source, target: fields of Architecture}
     search              candidates, how distillation ranked them, and what fell out: search/candidates.json
     layers              {importance: [one per layer], method: how it was measured, dropped: [0-based]}
+    compensation        {attention, ffn: [{layer: 0-based, before, after}]}: relative squared errors of the refits
     held_out_loss       {source, pruned, distilled}, nats per token, over held_out_tokens tokens
     held_out_loss_by_language  {source, pruned, distilled: {language: nats per token}}, where there are several
     perplexity          {source, pruned, distilled}
@@ -48,22 +49,23 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: is not a run directory")
     evaluation = run_dir / "evaluate" / "metrics.json"
-    content = _read(evaluation)
-    held_out_loss = _numbers_of(evaluation, content.get("held_out_loss"), ROLES, "held_out_loss.")
+    content = read(evaluation)
+    held_out_loss = numbers_of(evaluation, content.get("held_out_loss"), ROLES, "held_out_loss.")
     parity = run_dir / "export" / "parity.json"
     numbers = {
         "run": run_dir.resolve().name,
         **_architectures(run_dir),
         "search": _search(run_dir / "search" / "candidates.json"),
         "layers": _layers(run_dir / "score" / "importance.json", run_dir / "prune" / "pruned.json"),
+        "compensation": _compensation(run_dir / "prune" / "pruned.json"),
         "held_out_loss": held_out_loss,
         "held_out_loss_by_language": _by_language(evaluation, content),
-        "perplexity": _numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
-        "held_out_tokens": _numbers_of(evaluation, content, ["tokens"]).get("tokens"),
+        "perplexity": numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
+        "held_out_tokens": numbers_of(evaluation, content, ["tokens"]).get("tokens"),
         "gap_closed": gap_closed(held_out_loss),
         "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
         "samples": _samples(evaluation, content.get("samples")),
-        "parity": _numbers_of(parity, _read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
+        "parity": numbers_of(parity, read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
         **_manifests(run_dir),
     }
     return {key: value for key, value in numbers.items() if value not in (None, {}, [])}
@@ -94,21 +96,40 @@ def _architectures(run_dir: Path) -> dict[str, Any]:
 
 def _shape(path: Path) -> Architecture:
     try:
-        return Architecture(**_read(path))
+        return Architecture(**read(path))
     except (TypeError, ConfigError) as error:  # TypeError: a field is missing, or is none of ours
         raise DataError(f"{path}: {error}") from None
 
 
 def _layers(scores: Path, pruned: Path) -> dict[str, Any]:
-    measured = _read(scores)
+    measured = read(scores)
     importance = measured.get("layers", [])
-    if not isinstance(importance, list) or not all(_is_number(score) for score in importance):
+    if not isinstance(importance, list) or not all(is_number(score) for score in importance):
         raise DataError(f"{scores}: layers: found {importance!r:.80}, allowed: a list of numbers")
-    dropped = _read(pruned).get("dropped_layers", [])
+    dropped = read(pruned).get("dropped_layers", [])
     if not isinstance(dropped, list) or not all(type(layer) is int for layer in dropped):
         raise DataError(f"{pruned}: dropped_layers: found {dropped!r:.80}, allowed: a list of layer numbers")
     found = {"importance": importance, "method": measured.get("method"), "dropped": dropped}
     return {key: value for key, value in found.items() if value}
+
+
+def _compensation(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Errors before and after each refit, by rising layer (see engine/refit.py); null: not a finite number."""
+    errors = read(path).get("squared_errors") or {}
+    if not isinstance(errors, dict):
+        raise DataError(f"{path}: squared_errors: found {errors!r:.80}, allowed: an object of objects")
+    found: dict[str, list[dict[str, Any]]] = {"attention": [], "ffn": []}
+    for name, pair in errors.items():
+        key = re.fullmatch(r"(\d+)\.(attention|ffn)", name)
+        if not key:
+            raise DataError(f"{path}: squared_errors: found {name!r:.80}, allowed: <layer>.attention, <layer>.ffn")
+        where = f"squared_errors.{name}."
+        row = numbers_of(path, pair, ("before", "after"), where, keep_null=True)
+        absent = [when for when in ("before", "after") if when not in row]
+        if absent:
+            raise DataError(f"{path}: {where}{absent[0]}: found nothing, allowed: a number")
+        found[key[2]].append({"layer": int(key[1]), **row})
+    return {part: sorted(rows, key=lambda row: row["layer"]) for part, rows in found.items() if rows}
 
 
 def _curve(path: Path) -> dict[str, list]:
@@ -119,12 +140,12 @@ def _curve(path: Path) -> dict[str, list]:
         if not line.strip():
             continue
         try:
-            row = _parse(path, line, number)
+            row = parse(path, line, number)
         except DataError:
             if number == len(lines):  # no newline ends it: the run was killed while it wrote
                 break
             raise
-        row = _numbers_of(f"{path}: line {number}", row, _CURVE, keep_null=True)
+        row = numbers_of(f"{path}: line {number}", row, _CURVE, keep_null=True)
         if row.get("step") is None:
             raise DataError(f"{path}: line {number}: step: found nothing, allowed: a number")
         for kind, key in (("training", "loss"), ("validation", "held_out_loss")):
@@ -135,38 +156,30 @@ def _curve(path: Path) -> dict[str, list]:
 
 def _search(path: Path) -> dict[str, Any]:
     """The file's content, whose numbers are numbers and whose lists are lists."""
-    found = _read(path)
+    found = read(path)
     if not found:
         return {}
-    _needed(path, found, ("space", "feasible"))
-    _needed(path, found, ("source_loss",) if "source_loss" in found else ())
+    needed(path, found, ("space", "feasible"))
+    needed(path, found, ("source_loss",) if "source_loss" in found else ())
     budgets, rejected = found.get("budgets"), found.get("rejected")
-    _numbers_of(path, budgets, budgets if isinstance(budgets, dict) else (), "budgets.")
+    numbers_of(path, budgets, budgets if isinstance(budgets, dict) else (), "budgets.")
     groups = {"candidates": found.get("candidates")}
     if not isinstance(rejected, dict) or not all(isinstance(each, dict) for each in rejected.values()):
         raise DataError(f"{path}: rejected: found {rejected!r:.80}, allowed: an object of objects")
     for reason, each in rejected.items():
-        _needed(path, each, ("count",), f"rejected.{reason}.")
+        needed(path, each, ("count",), f"rejected.{reason}.")
         groups[f"rejected.{reason}.nearest"] = each.get("nearest")
     for name, rows in groups.items():
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: {name}: found {rows!r:.80}, allowed: a list of candidates")
         for row in rows:
             where = f"{name}.{row.get('name')}."
-            _needed(path, row, ("parameters", "parameters_once", "memory_gib"), where)
+            needed(path, row, ("parameters", "parameters_once", "memory_gib"), where)
             ranked = ("zero_shot_loss", "distilled_loss", "zero_shot_rank", "distilled_rank")
-            _needed(path, row, ranked if "distilled_rank" in row else (), where)
+            needed(path, row, ranked if "distilled_rank" in row else (), where)
             for key in ("zero_shot_loss_by_language", "distilled_loss_by_language"):
-                _numbers_of(path, row.get(key), row.get(key) or (), f"{where}{key}.")
+                numbers_of(path, row.get(key), row.get(key) or (), f"{where}{key}.")
     return found
-
-
-def _needed(path: Path, table: dict[str, Any], keys: Iterable[str], prefix: str = "") -> None:
-    """Check that all these numbers are there."""
-    found = _numbers_of(path, table, keys, prefix)
-    for key in keys:
-        if key not in found:
-            raise DataError(f"{path}: {prefix}{key}: found nothing, allowed: a number")
 
 
 def _by_language(path: Path, content: dict[str, Any], key: str = "held_out_loss_by_language") -> dict[str, dict]:
@@ -174,7 +187,7 @@ def _by_language(path: Path, content: dict[str, Any], key: str = "held_out_loss_
     if not isinstance(roles, dict):
         raise DataError(f"{path}: {key}: found {roles!r:.80}, allowed: an object of {', '.join(ROLES)}")
     found = {role: roles[role] for role in ROLES if roles.get(role)}
-    losses = {role: _numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
+    losses = {role: numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
     return {role: each for role, each in losses.items() if each}
 
 
@@ -196,8 +209,8 @@ def _manifests(run_dir: Path) -> dict[str, dict]:
     seconds: dict[str, float] = {}
     versions: dict[str, dict[str, None]] = {}
     for path in sorted(run_dir.glob("*/manifest.json"), key=order):
-        manifest = _read(path)
-        for value in _numbers_of(path, manifest, ["seconds"]).values():
+        manifest = read(path)
+        for value in numbers_of(path, manifest, ["seconds"]).values():
             seconds[path.parent.name] = value
         packages = manifest.get("packages", {})
         if not isinstance(packages, dict):
@@ -205,43 +218,3 @@ def _manifests(run_dir: Path) -> dict[str, dict]:
         for name, version in packages.items():
             versions.setdefault(name, {})[str(version)] = None
     return {"seconds": seconds, "packages": {name: ", ".join(versions[name]) for name in sorted(versions)}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file."""
-    try:
-        return _parse(path, path.read_bytes()) if path.is_file() else {}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _parse(path: Path, data: bytes, first_line: int = 1) -> dict[str, Any]:
-    """The JSON object in `data`, which begins at line `first_line` of the file."""
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=lambda name: None)
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        raise DataError(f"{path}: line {line}: found a byte that is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}: line {line}: not valid JSON: {error.msg}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: line {first_line}: found {type(value).__name__}, allowed: a JSON object")
-    return value
-
-
-def _numbers_of(
-    where: Path | str, table: Any, keys: Iterable[str], prefix: str = "", keep_null: bool = False
-) -> dict[str, Any]:
-    """The numbers that a JSON object has under these keys, and its nulls if asked to keep them."""
-    if not isinstance(table or {}, dict):
-        raise DataError(f"{where}: {prefix.rstrip('.')}: found {table!r:.80}, allowed: an object of numbers")
-    found = {key: table[key] for key in keys if key in (table or {})}
-    for key, value in found.items():
-        if not _is_number(value):
-            raise DataError(f"{where}: {prefix}{key}: found {value!r:.80}, allowed: a number")
-    return {key: value for key, value in found.items() if keep_null or value is not None}
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or type(value) in (int, float)

@@ -19,7 +19,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
-    sections = (_quality, _distillation, _search, _architecture, _layers, _samples, _time, _export)
+    sections = (_quality, _distillation, _search, _architecture, _layers, _compensation, _samples, _time, _export)
     body = "\n".join(part for part in (section(numbers) for section in sections) if part)
     name = escape(numbers["run"])
     return f"""<!DOCTYPE html>
@@ -184,6 +184,17 @@ def _layers(numbers: dict[str, Any]) -> str:
         note += f" Dropped: {', '.join(map(str, sorted(dropped)))}."
     svg = plots.layer_bars(layers["importance"], dropped)
     return markup.section("Importance of each layer", note, f'<figure class="wide">{svg}</figure>')
+
+
+def _compensation(numbers: dict[str, Any]) -> str:
+    if "compensation" not in numbers:
+        return ""
+    note = (
+        "Squared error of the hidden stream relative to the source's, on the calibration text, behind each part of a "
+        "kept layer before and after its refit (what lies before it is refitted already)."
+    )
+    svg = plots.refits(numbers["compensation"])
+    return markup.section("Compensation", note, f'<figure class="wide">{svg}</figure>')
 
 
 def _samples(numbers: dict[str, Any]) -> str:

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 _COLOUR = {name: light for name, (light, _) in PALETTE.items()}
 # Inches of width and height. The page scales a plot to its column, text and all.
-_WIDE, _PANEL, _LOW = (8.6, 2.7), (4.2, 2.3), (4.2, 1.5)
+_WIDE, _FLAT, _PANEL, _LOW = (8.6, 2.7), (8.6, 2.0), (4.2, 2.3), (4.2, 1.5)
+# A line of text as a share of the height of a wide plot's axes.
+_LINE = 0.07
 _DASHES = {"source": (5, 3), "pruned": (1.5, 2)}
+_PARTS = {"attention": ("attention", "source"), "ffn": ("FFN", "distilled")}
+_STEPS = (1, 2, 2.5, 5, 10)
 _MANY_POINTS = 40
 
 
@@ -63,8 +67,7 @@ def curve(
         style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
         axes.plot(steps, values, color=_COLOUR["muted" if minor else "distilled"], label="distilled", **style)
         for role, height in (levels or {}).items():
-            style = {"linewidth": 1.4, "dashes": _DASHES[role], "label": f"{role} {height:.3f}"}
-            axes.axhline(height, color=_COLOUR[role], **style)
+            _level(axes, role, height)
         if levels:
             _legend(axes)
         else:
@@ -75,23 +78,68 @@ def curve(
     return _svg(title, _LOW if minor else _PANEL, paint)
 
 
-def ranks(title: str, points: Sequence[tuple[float, float, int]]) -> str:
-    """One point per candidate: loss when pruned, loss when distilled, and the rank that stands beside it."""
+def ranks(points: Sequence[tuple[str, float, float]], source: float | None = None) -> str:
+    """A point per candidate, best first: name, loss when pruned, loss when distilled.
+
+    Names stand in the right margin by their rank, a line from each to its point. The source's loss is a level, unless
+    it is so far off that it would take two thirds of the height.
+    """
+    names, across, up = zip(*points, strict=True)
+    every = (*up, source) if source is not None and _range([*up, source]) <= 3 * _range(up) else up
 
     def paint(axes: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        across, up, labels = zip(*points, strict=True)
-        axes.scatter(across, up, s=22, color=_COLOUR["distilled"])
-        for x, y, label in zip(across, up, labels, strict=True):
-            offset = {"xytext": (5, 3), "textcoords": "offset points"}
-            axes.annotate(str(label), (x, y), **offset, color=_COLOUR["ink"])
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.margins(0.12)
+        margin = 0.1 * _range(every) or 0.1
+        low, high = min(every) - margin, max(every) + margin
+        places = spread([(height - low) / (high - low) for height in up], min(_LINE, 1 / len(up)))
+        leader = {"arrowstyle": "-", "color": _COLOUR["muted"], "linewidth": 0.4, "relpos": (0, 0.5)}
+        for rank, (name, x, y, place) in enumerate(zip(names, across, up, places, strict=True), start=1):
+            at = {"xytext": (1.02, place), "textcoords": "axes fraction", "va": "center", "parse_math": False}
+            axes.annotate(f"{rank}. {name}", (x, y), **at, color=_COLOUR["ink"], arrowprops=leader)
+        axes.scatter(across, up, s=22, color=_COLOUR["distilled"], label="candidates", zorder=3)
+        if len(every) > len(up):
+            _level(axes, "source", source)
+        axes.set_ylim(low, high)
+        axes.xaxis.get_major_locator().set_params(integer=False, steps=_STEPS)
+        axes.margins(x=0.08)
         axes.set_xlabel("pruned, nats per token", loc="right")
+        axes.set_ylabel("distilled, nats per token", loc="top")
+        _legend(axes)
 
-    listed = "; ".join(f"rank {rank}: {pruned:.3f}, {distilled:.3f}" for pruned, distilled, rank in points)
-    return _svg(f"{title}. {listed}", _PANEL, paint)
+    listed = "; ".join(f"rank {rank}: {name}, {x:.3f}, {y:.3f}" for rank, (name, x, y) in enumerate(points, start=1))
+    title = "Held-out loss of the candidates when pruned and when distilled"
+    return _svg(f"{title}. {listed}", (_WIDE[0], max(_WIDE[1], 0.6 + 0.15 * len(points))), paint)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights in 0..1, moved up, and below 1 back down, until neighbours are `gap` apart. There must be room."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = 1.0
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def refits(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Bars of {part: rows of layer, before, after}: each layer's parts side by side, after in front of before."""
+    width = 0.76 / len(parts)
+    last = max(row["layer"] for rows in parts.values() for row in rows)
+
+    def paint(axes: Axes) -> None:
+        for i, (part, rows) in enumerate(parts.items()):
+            name, colour = _PARTS[part]
+            at = [row["layer"] + (i - (len(parts) - 1) / 2) * width for row in rows]
+            for when, alpha in (("before", 0.35), ("after", 1.0)):
+                style = {"color": _COLOUR[colour], "alpha": alpha, "width": 0.92 * width}
+                axes.bar(at, [_number(row[when]) for row in rows], label=f"{name} {when}", **style)
+        axes.set_xlim(-0.8, last + 0.8)
+        axes.set_xlabel("layer, counted from 0", loc="right")
+        _legend(axes)
+
+    listed = ", ".join(f"{_PARTS[part][0]} of {len(rows)} layers" for part, rows in parts.items())
+    return _svg(f"Relative squared error before and after the refit: {listed}", _FLAT, paint)
 
 
 def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
@@ -112,8 +160,8 @@ def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
         axes.tick_params(length=0)
         axes.grid(axis="y", color=line, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if size == _LOW else 5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if size == _LOW else 5, steps=_STEPS))
         paint(axes)
         file = io.StringIO()
         nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -132,9 +180,18 @@ def _inline(text: str, title: str) -> str:
     return f'<svg viewBox="{box}" role="img" aria-label="{named}"><title>{named}</title>{body}'
 
 
+def _level(axes: Axes, role: str, height: float) -> None:
+    style = {"linewidth": 1.4, "dashes": _DASHES[role], "label": f"{role} {height:.3f}"}
+    axes.axhline(height, color=_COLOUR[role], **style)
+
+
 def _legend(axes: Axes) -> None:
-    where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 3, "borderaxespad": 0.2}
+    where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 4, "borderaxespad": 0.2}
     axes.legend(**where, frameon=False, handlelength=1.8, columnspacing=1.6, labelcolor=_COLOUR["ink"])
+
+
+def _range(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _number(value: float | None) -> float:

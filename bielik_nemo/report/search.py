@@ -50,12 +50,9 @@ def section(found: dict[str, Any]) -> str:
     body = markup.table(heads, ["number"] * len(heads[1:]), rows)
     note = escape(summary(found)) + ". " + _verdict(ranked)
     if len(ranked) > 1:
-        points = [(row["zero_shot_loss"], row["distilled_loss"], row["distilled_rank"]) for row in ranked]
-        svg = plots.ranks("Held-out loss of the candidates when pruned and when distilled", points)
-        caption = (
-            "<figcaption><b>Distilled against pruned</b> nats per token, with the rank when distilled</figcaption>"
-        )
-        body += f'<div class="panels"><figure>{caption}{svg}</figure></div>'
+        points = [(row["name"], row["zero_shot_loss"], row["distilled_loss"]) for row in ranked]
+        caption = "<figcaption><b>Distilled against pruned</b> held-out loss, best first</figcaption>"
+        body += f'<figure class="wide">{caption}{plots.ranks(points, found.get("source_loss"))}</figure>'
     if found["rejected"]:
         left_out = [
             [escape(reason), f"{each['count']:,}", escape(", ".join(row["name"] for row in each["nearest"]))]

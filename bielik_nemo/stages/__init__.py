@@ -143,7 +143,7 @@ GRAPH = {
                 "prune.importance.block_sizes",
                 "trainer.validate_every",
             ),
-            needs=("import_hf", "score"),
+            needs=("import_hf", "data", "score"),
         ),
         Stage(
             "prune",
@@ -248,6 +248,7 @@ RANKED_BY = ("prune", "teacher", "distill")
 GRAPH["search"] = replace(
     GRAPH["search"],
     keys=tuple(dict.fromkeys(key for name in ("search", *RANKED_BY) for key in GRAPH[name].keys)),
+    version=sum(GRAPH[name].version for name in ("search", *RANKED_BY)),
 )
 
 

@@ -6,6 +6,8 @@ stayed so that another tool can repeat the cut (see prune/kept.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from bielik_nemo.config_prune import Target
 from bielik_nemo.data.builtin import resolve_model_source
 from bielik_nemo.engine import calibration, checkpoint, compensation, distributed, minitron, model, streaming
 from bielik_nemo.engine.scores import Scores
+from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune.kept import Kept, choose, kept_layers
 from bielik_nemo.validation import target_architecture
 
@@ -38,6 +41,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         streaming.cut(checkpoint_hf, here / "hf", source, target, kept, config.model.dtype)
     else:
         errors = cut(config, run_dir, source, target, kept)
+    if config.prune.compensation.rotation and target.hidden_size < source.hidden_size:
+        kept = replace(kept, hidden=[])  # principal axes stayed, whatever the scores of the channels
     if distributed.rank() == 0:
         record(here, source, target, kept, errors)
     ui.say(f"  {source.num_parameters():,} -> {target.num_parameters():,} parameters")
@@ -92,7 +97,29 @@ def what_stays(config: Config, source: Architecture, target: Architecture, score
         prune.keep_last_layers,
         prune.drop_layers,
     )
+    if not prune.streaming:
+        _check_stages(config, source.num_layers, layers)
     return choose(found, source, target, layers)
+
+
+def _check_stages(config: Config, num_layers: int, kept: Sequence[int]) -> None:
+    """Refuse what the pipeline stages, each with its share of the source's layers, cannot do.
+
+    Raises:
+        ConfigError: a stage would have no layer left, or begins in a gap that a layer of the stage before is to fill.
+    """
+    size = num_layers // config.parallel.pp
+    for first in range(0, num_layers, size):
+        if not set(kept) & set(range(first, first + size)):
+            raise ConfigError(
+                f"parallel.pp: found {config.parallel.pp}, allowed: a size whose stages all keep layers; "
+                f"layers {first} to {first + size - 1} are all dropped (prune.drop_layers, or by importance)"
+            )
+        if config.prune.compensation.blocks and first > 0 and first not in kept:
+            raise ConfigError(
+                f"prune.compensation.blocks: found True with parallel.pp={config.parallel.pp}, allowed: where no "
+                f"dropped layer begins a pipeline stage, as layer {first} does; another parallel.pp, or prune.drop_layers"
+            )
 
 
 def record(

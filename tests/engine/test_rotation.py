@@ -54,6 +54,16 @@ def test_axes_are_eigenvectors_of_the_covariance_of_norm_inputs(llama, inputs):
     torch.testing.assert_close(axes.T @ covariance @ axes, values.diag(), rtol=1e-4, atol=1e-4 * values[0].item())
 
 
+def test_a_token_whose_embedding_is_zero(llama, inputs):
+    """It has no direction and counts for nothing in the first norm's covariance, instead of making all of it NaN."""
+    megatron, _ = llama
+    batches = calibration(inputs)
+    with torch.no_grad():
+        megatron.embedding.word_embeddings.weight[batches[0][0, 0]] = 0
+    axes, values = rotation.principal_axes(megatron, batches)
+    assert axes.isfinite().all() and values.isfinite().all()
+
+
 def test_rotating_changes_no_logit(gained, inputs):
     megatron, a = gained
     tokens = calibration(inputs)[0]

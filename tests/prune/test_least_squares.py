@@ -10,6 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune.least_squares import NormalEquations
 
 
@@ -71,3 +72,12 @@ def test_inputs_that_determine_nothing(x):
 def test_no_rows():
     with pytest.raises(ValueError, match="over 0 rows"):
         NormalEquations(2, 2).solve(0.01)
+
+
+def test_damping_below_the_rounding_of_the_gram_matrix():
+    """64 rows leave rank 64 of 1024, the rest is rounding of fp32 products, on both sides of zero."""
+    torch.manual_seed(0)
+    found = equations(torch.randn(64, 1024).abs() * torch.logspace(0, -3, 1024), torch.randn(64, 2))
+    assert found.solve(1e-2).isfinite().all()
+    with pytest.raises(ConfigError, match=r"prune.compensation.ridge: found 1e-08, allowed: more for 64 tokens"):
+        found.solve(1e-8)

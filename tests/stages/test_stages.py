@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bielik_nemo.config import STAGES, Config, view
-from bielik_nemo.stages import GRAPH, MODEL_STAGES, model_stage, needed
+from bielik_nemo.stages import GRAPH, MODEL_STAGES, RANKED_BY, model_stage, needed
 
 # Where a run lives, and what only estimates use.
 READ_BY_NO_STAGE = {"run.name", "run.dir", "cluster.name", "cluster.gpu_memory_gib", "cluster.gpu_peak_tflops"}
@@ -69,6 +69,12 @@ def test_the_last_model_of_the_pipeline_is_exported(stages: list[str], origin: s
 
 def test_other_stages_need_what_they_say():
     assert needed(GRAPH["distill"], Config()) == ["import_hf", "data", "score", "prune"]
+
+
+def test_a_search_needs_all_that_its_candidates_read():
+    """They train on `data` of which the scores may show nothing: with a calibration blend of its own, or more text."""
+    read = {name for stage in RANKED_BY for name in (*GRAPH[stage].needs, *GRAPH[stage].uses)}
+    assert read - set(RANKED_BY) - {"search"} == set(GRAPH["search"].needs)
 
 
 def test_processes_of_each_stage():

@@ -35,7 +35,9 @@ class Budget:
     source: Architecture
     target: Architecture
     tokens: int
+    candidates: int  # that a search distils
     flops: float
+    ranking: float  # what these take of the FLOPs, 0..1
     gpu_hours: float | None  # None: the peak of the GPU is not known
     memory: dict[str, float]
     disk: dict[str, float]
@@ -45,13 +47,16 @@ def estimate(config: Config, source: Architecture) -> Budget:
     """Budget of distilling the pruned `source`. Raises `ConfigError` when the target does not fit the source."""
     target = target_architecture(config, source)
     tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
-    flops = tokens * flops_per_token(source, target, config.data.seq_length) + search_flops(config, source, target)
+    ranking = search_flops(config, source, target)
+    flops = tokens * flops_per_token(source, target, config.data.seq_length) + ranking
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
         target=target,
         tokens=tokens,
+        candidates=distilled_candidates(config),
         flops=flops,
+        ranking=ranking / flops,
         gpu_hours=flops / (peak * ASSUMED_MFU) / 3600 if peak else None,
         memory=memory_per_device(config, source, target),
         disk=disk_per_stage(config, source, target),
@@ -136,8 +141,7 @@ def table(config: Config, budget: Budget) -> str:
     ]
     batch = f"{config.trainer.max_steps:,} steps * {data.global_batch_size:,} sequences * {data.seq_length:,}"
     rows.append(("training", f"{budget.tokens:,}", f"tokens = {batch}"))
-    share = search_flops(config, budget.source, budget.target) / budget.flops
-    ranking = f", {share:.0%} of it to rank {distilled_candidates(config)} candidates" if share else ""
+    ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:
         assumed = f"estimate, assuming {ASSUMED_MFU:.0%} of {cluster.gpu_peak_tflops:g} TFLOP/s"

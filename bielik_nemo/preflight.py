@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bielik_nemo import budget
@@ -110,12 +110,13 @@ def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.B
         return None
     if found is None:
         return budget.estimate(config, source)
-    settings = config.prune.search
+    settings = replace(config.prune.search, top_k=min(config.prune.search.top_k, len(found.candidates)))
     if settings.objective == "parameters":  # otherwise these are not yet the ones that will be taken
         first = found.candidates[: settings.top_k if settings.distill_steps else 1]
         errors += search.unusable(config, source, first)
     try:
-        return budget.estimate(search.aimed_at(config, found.candidates[0]), source)
+        aimed = search.aimed_at(config, found.candidates[0])
+        return budget.estimate(replace(aimed, prune=replace(aimed.prune, search=settings)), source)
     except ConfigError:  # it is among the errors
         return None
 

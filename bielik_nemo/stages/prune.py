@@ -118,7 +118,7 @@ def _check_stages(config: Config, num_layers: int, kept: Sequence[int]) -> None:
         if config.prune.compensation.blocks and first > 0 and first not in kept:
             raise ConfigError(
                 f"prune.compensation.blocks: found True with parallel.pp={config.parallel.pp}, allowed: where no "
-                f"dropped layer begins a pipeline stage, as layer {first} does; another parallel.pp, or prune.drop_layers"
+                f"dropped layer begins a pipeline stage, as layer {first} does; try another parallel.pp"
             )
 
 

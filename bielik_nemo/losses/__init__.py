@@ -6,6 +6,9 @@ what the trainer adds up over micro-batches and data-parallel ranks before it di
 
 from bielik_nemo.losses.cross_entropy import cross_entropy
 from bielik_nemo.losses.forward_kl import forward_kl
+from bielik_nemo.losses.jensen_shannon import jensen_shannon
+from bielik_nemo.losses.reverse_kl import reverse_kl
 from bielik_nemo.losses.sampled_kl import draw, sampled_kl
+from bielik_nemo.losses.sparse_kl import sparse_kl
 
-__all__ = ["cross_entropy", "draw", "forward_kl", "sampled_kl"]
+__all__ = ["cross_entropy", "draw", "forward_kl", "jensen_shannon", "reverse_kl", "sampled_kl", "sparse_kl"]

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, tp_rank, upcast
+from bielik_nemo.losses.vocab_parallel import chunks, own_columns, real_columns, reduce_, row_max, scale_rows_, upcast
 
 
 class _TokenCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, columns, group):
         rows, width = labels.numel(), logits.shape[-1]
-        x, y = logits.reshape(rows, width), labels.reshape(rows) - tp_rank(group) * width
-        mine = (y >= 0) & (y < columns)
-        index = y.clamp(0, max(columns - 1, 0)).unsqueeze(-1)
+        x = logits.reshape(rows, width)
+        index, mine = own_columns(labels.reshape(rows, 1), x, columns, group)
+        mine = mine.squeeze(-1)
         grad = torch.zeros_like(x) if logits.requires_grad else None
         loss = upcast(x.new_zeros(rows))
         for part in chunks(x):

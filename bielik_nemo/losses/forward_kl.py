@@ -14,46 +14,24 @@ in fp32 as a whole: the gradient is written chunk by chunk in the student's dtyp
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, upcast
+from bielik_nemo.losses.divergence import divergence
+from bielik_nemo.losses.vocab_parallel import reduce_
 
 
-class _ForwardKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student, teacher, mask, temperature, columns, group):
-        rows, width = mask.numel(), student.shape[-1]
-        s, t, m = student.reshape(rows, width), teacher.reshape(rows, width), mask.reshape(rows)
-        grad = torch.zeros_like(s) if student.requires_grad else None
-        total = upcast(s.new_zeros(()))
-        for part in chunks(s):
-            zs = upcast(s[part, :columns]) / temperature
-            zt = t[part, :columns].to(zs.dtype) / temperature
-            peak = reduce_(torch.stack([row_max(zs), row_max(zt)]), ReduceOp.MAX, group)
-            zs -= peak[0].unsqueeze(-1)
-            zt -= peak[1].unsqueeze(-1)
-            es, et = zs.exp(), zt.exp()
-            sums = torch.stack([es.sum(-1), et.sum(-1), (et * (zt - zs)).sum(-1)])
-            z_s, z_t, dot = reduce_(sums, ReduceOp.SUM, group)
-            scale = m[part].to(total.dtype) * temperature
-            total += torch.dot(dot / z_t - z_t.log() + z_s.log(), scale * temperature)
-            if grad is not None:
-                es *= (scale / z_s).unsqueeze(-1)
-                es -= et.mul_((scale / z_t).unsqueeze(-1))
-                grad[part, :columns] = es.to(grad.dtype)
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        ctx.shape = student.shape
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
-        return scale_rows_(grad, grad_output.expand(len(grad), 1)).view(ctx.shape), None, None, None, None, None
+def _chunk(zs: Tensor, zt: Tensor, weight: Tensor, grad: Tensor | None, group: ProcessGroup | None) -> Tensor:
+    """KL of every token of a chunk; see `divergence`."""
+    es, et = zs.exp(), zt.exp()
+    sums = torch.stack([es.sum(-1), et.sum(-1), (et * (zt - zs)).sum(-1)])
+    z_s, z_t, dot = reduce_(sums, ReduceOp.SUM, group)
+    if grad is not None:
+        es *= (weight / z_s).unsqueeze(-1)
+        es -= et.mul_((weight / z_t).unsqueeze(-1))
+        grad.copy_(es)
+    return dot / z_t - z_t.log() + z_s.log()
 
 
 def forward_kl(
@@ -81,12 +59,4 @@ def forward_kl(
     Raises:
         ValueError: shapes differ, the temperature is not a positive number, or `vocab_size` is more than the columns.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} must agree")
-    if mask.shape != student.shape[:-1]:
-        raise ValueError(f"mask is {list(mask.shape)}, logits want {list(student.shape[:-1])}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: must be positive and finite")
-    columns = real_columns(student, vocab_size, tp_group)
-    total = _ForwardKL.apply(student, teacher.detach(), mask, temperature, columns, tp_group)
-    return total, mask.sum(dtype=torch.float32)
+    return divergence(_chunk, student, teacher, mask, temperature=temperature, vocab_size=vocab_size, tp_group=tp_group)

@@ -19,42 +19,17 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
-from bielik_nemo.losses.vocab_parallel import chunks, real_columns, reduce_, row_max, scale_rows_, tp_rank, upcast
-
-
-class _SampledKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student, ids, surprisal, mask, columns, group):
-        rows, width, draws = mask.numel(), student.shape[-1], ids.shape[-1]
-        s, h, m = student.reshape(rows, width), surprisal.reshape(rows), mask.reshape(rows)
-        drawn, first = ids.reshape(rows, draws), tp_rank(group) * width
-        grad = torch.zeros_like(s) if student.requires_grad else None
-        total = upcast(s.new_zeros(()))
-        for part in chunks(s):
-            z = upcast(s[part, :columns])
-            z = z - reduce_(row_max(z), ReduceOp.MAX, group).unsqueeze(-1)  # a copy: fp32 logits stay as they are
-            index = drawn[part].long() - first
-            mine = (index >= 0) & (index < columns)
-            index = index.clamp_(0, max(columns - 1, 0))
-            own = torch.where(mine, z.gather(-1, index), 0).mean(-1) if columns else z.new_zeros(len(z))
-            e = z.exp_()
-            z_s, hit = reduce_(torch.stack([e.sum(-1), own]), ReduceOp.SUM, group)
-            weight = m[part].to(total.dtype)
-            total += torch.dot(z_s.log() - hit - h[part].to(total.dtype), weight)
-            if grad is not None:
-                e *= (weight / z_s).unsqueeze(-1)
-                if columns:
-                    e.scatter_add_(-1, index, mine * (weight / -draws).unsqueeze(-1))
-                grad[part, :columns] = e.to(grad.dtype)
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        ctx.shape = student.shape
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
-        return scale_rows_(grad, grad_output.expand(len(grad), 1)).view(ctx.shape), None, None, None, None, None
+from bielik_nemo.losses.vocab_parallel import (
+    check_tokens,
+    chunks,
+    own_columns,
+    real_columns,
+    reduce_,
+    row_max,
+    sum_over_chunks,
+    tp_rank,
+    upcast,
+)
 
 
 def sampled_kl(
@@ -85,12 +60,26 @@ def sampled_kl(
     tokens = list(student.shape[:-1])
     if list(ids.shape[:-1]) != tokens or ids.shape[-1] == 0:
         raise ValueError(f"ids are {list(ids.shape)}, logits want {tokens} and at least one id for each")
-    for name, value in (("surprisal", surprisal), ("mask", mask)):
-        if list(value.shape) != tokens:
-            raise ValueError(f"{name} is {list(value.shape)}, logits want {tokens}")
+    check_tokens(student, surprisal=surprisal, mask=mask)
     columns = real_columns(student, vocab_size, tp_group)
-    total = _SampledKL.apply(student, ids, surprisal.detach(), mask, columns, tp_group)
-    return total, mask.sum(dtype=torch.float32)
+    drawn, h, m = ids.flatten(0, -2), surprisal.detach().flatten(), mask.detach().flatten()
+
+    def term(part: slice, x: Tensor, grad: Tensor | None) -> Tensor:
+        z = upcast(x)
+        z = z - reduce_(row_max(z), ReduceOp.MAX, tp_group).unsqueeze(-1)  # a copy: fp32 logits stay as they are
+        index, mine = own_columns(drawn[part], student, columns, tp_group)
+        own = torch.where(mine, z.gather(-1, index), 0).mean(-1) if columns else z.new_zeros(len(z))
+        e = z.exp_()
+        z_s, hit = reduce_(torch.stack([e.sum(-1), own]), ReduceOp.SUM, tp_group)
+        weight = m[part].to(z.dtype)
+        if grad is not None:
+            e *= (weight / z_s).unsqueeze(-1)
+            if columns:
+                e.scatter_add_(-1, index, mine * (weight / -ids.shape[-1]).unsqueeze(-1))
+            grad.copy_(e)
+        return torch.dot(z_s.log() - hit - h[part].to(z.dtype), weight)
+
+    return sum_over_chunks(student, columns, term), mask.sum(dtype=torch.float32)
 
 
 @torch.no_grad()

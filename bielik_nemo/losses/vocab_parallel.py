@@ -1,11 +1,14 @@
 """What all losses on vocabulary-sharded logits share: which columns are real, reductions over shards, chunks of tokens.
 
+And the walk over these chunks that makes a loss and its gradient at once.
+
 Legend: n tokens (s * b), v columns on this rank, tp ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,6 +44,36 @@ def real_columns(logits: Tensor, vocab_size: int | None, group: ProcessGroup | N
     if not 0 < vocab_size <= total:
         raise ValueError(f"vocab_size={vocab_size}: the logits have {total} columns; allowed: 1 to {total}")
     return min(max(vocab_size - tp_rank(group) * width, 0), width)
+
+
+def own_columns(ids: Tensor, logits: Tensor, columns: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Where token ids stand on this rank, and which of them do: int64 and bool, both of the shape of `ids`.
+
+    Args:
+        ids: token ids, any integer dtype.
+        logits: `[..., v]`, this rank's shard.
+        columns: how many of its columns are real.
+        group: tensor-parallel group.
+
+    Returns:
+        Columns of the shard, some real one (or 0) for an id that is not this rank's, and whether the id is.
+    """
+    index = ids.long() - tp_rank(group) * logits.shape[-1]
+    mine = (index >= 0) & (index < columns)
+    return index.clamp_(0, max(columns - 1, 0)), mine
+
+
+def check_tokens(logits: Tensor, **values: Tensor) -> None:
+    """Raise ValueError for one of `values` that is not `[s, b]` as the logits `[s, b, v]` want it."""
+    for name, value in values.items():
+        if value.shape != logits.shape[:-1]:
+            raise ValueError(f"{name} is {list(value.shape)}, logits want {list(logits.shape[:-1])}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError for a temperature that nothing can be divided by."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be positive and finite")
 
 
 def reduce_(tensor: Tensor, op: ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:
@@ -79,3 +112,38 @@ def scale_rows_(grad: Tensor, factor: Tensor) -> Tensor:
     for part in chunks(grad):
         grad[part] *= factor[part]
     return grad
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, columns, term):
+        rows = logits.reshape(-1, logits.shape[-1])
+        grad = torch.zeros_like(rows) if logits.requires_grad else None
+        total = upcast(rows.new_zeros(()))
+        for part in chunks(rows):
+            total += term(part, rows[part, :columns], None if grad is None else grad[part, :columns])
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ctx.shape = logits.shape
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (grad,) = ctx.saved_tensors  # scaled in place: a second walk of the graph is an error
+        return scale_rows_(grad, grad_output.expand(len(grad), 1)).view(ctx.shape), None, None
+
+
+def sum_over_chunks(logits: Tensor, columns: int, term: Callable[[slice, Tensor, Tensor | None], Tensor]) -> Tensor:
+    """Sum over all tokens, whose gradient is written chunk by chunk in the dtype of the logits while it is computed.
+
+    Args:
+        logits: `[s, b, v]`; gradients flow here only.
+        columns: how many of the columns are real; the others' gradient is zero.
+        term: `term(part, x, grad)` returns the sum over the tokens of one chunk, a scalar, and writes its gradient with
+            respect to `x` into `grad`, where there is one; `part` are the rows of the chunk out of s * b and `x` and
+            `grad` its logits and their gradient, `[n, columns]`. `x` is the input itself and must stay as it is.
+
+    Returns:
+        A scalar, fp32, or fp64 for fp64 logits; its graph can be walked once.
+    """
+    return _Sum.apply(logits, columns, term)

@@ -18,12 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bielik_nemo.losses import cross_entropy, draw, forward_kl, sampled_kl, vocab_parallel
+from bielik_nemo.losses import (
+    cross_entropy,
+    draw,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    sampled_kl,
+    sparse_kl,
+    vocab_parallel,
+)
 
 S, B, COLUMNS = 4, 3, 384
 LAYOUTS = [(2, 263), (3, 263), (3, 250)]  # tensor-parallel ranks, vocabulary
-LOSSES = ["forward_kl", "cross_entropy", "sampled_kl"]
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jensen_shannon": jensen_shannon}
+LOSSES = [*DIVERGENCES, "cross_entropy", "sampled_kl", "sparse_kl"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISION = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-6}
 CHUNK_ROWS = [1, 5, 12]  # of the 12 tokens, on every rank
 CASES = list(itertools.product(LAYOUTS, LOSSES, DTYPES, CHUNK_ROWS))
 
@@ -46,8 +57,11 @@ def result(loss: str, vocab_size: int, dtype: str, part: slice, group: ProcessGr
         uniforms[0, :3] = torch.tensor([0.0, 0.5, 1 - 2**-53])
         drawn["ids"], drawn["surprisal"] = draw(teacher.flatten(0, 1), uniforms, **shared)
         total, count = sampled_kl(student, drawn["ids"].view(S, B, -1), drawn["surprisal"].view(S, B), mask, **shared)
-    elif loss == "forward_kl":
-        total, count = forward_kl(student, teacher, mask, temperature=2.0, **shared)
+    elif loss == "sparse_kl":
+        log_probs, ids = (logits[1, ..., :vocab_size].to(student.dtype) / 2).log_softmax(-1).topk(20)
+        total, count = sparse_kl(student, ids, log_probs, mask, temperature=2.0, **shared)
+    elif loss in DIVERGENCES:
+        total, count = DIVERGENCES[loss](student, teacher, mask, temperature=2.0, **shared)
     else:
         total, count = cross_entropy(student, labels, mask, **shared)
     (total / 3).backward()
@@ -93,6 +107,15 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     return [load_file(directory / f"{rank}.safetensors") for rank in range(3)]
 
 
+def check_gradient(shards: list[Tensor], one: Tensor, vocab_size: int, dtype: str) -> None:
+    """The shards side by side are the gradient of one rank, and zero on the padding."""
+    grad = torch.cat(shards, dim=-1)
+    assert not grad[..., vocab_size:].any()
+    assert grad[..., :vocab_size].any()
+    rtol = 2**-7 if dtype == "bfloat16" else PRECISION[dtype]
+    torch.testing.assert_close(grad, one, rtol=rtol, atol=PRECISION[dtype])
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tensor_parallel_equals_one_rank(ranks: list[dict[str, Tensor]], case: tuple, chunk_rows):
     """Equal up to the order of additions: 1e-12 in fp64, 1e-6 in fp32; in bf16 one rounding (2^-8) of the gradient."""
@@ -100,19 +123,26 @@ def test_tensor_parallel_equals_one_rank(ranks: list[dict[str, Tensor]], case: t
     chunk_rows(S * B, COLUMNS)
     one = result(loss, vocab_size, dtype, slice(None), None)
     shards = [{name: rank[f"{case}.{name}"] for name in one} for rank in ranks[:tp]]
-    precision = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-6}[dtype]
     for shard in shards:
         assert torch.equal(shard["total"], shards[0]["total"])
         assert torch.equal(shard["count"], one["count"])
         if loss == "sampled_kl":
             assert torch.equal(shard["ids"], one["ids"])
             torch.testing.assert_close(shard["surprisal"], one["surprisal"], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(shards[0]["total"], one["total"], rtol=precision, atol=precision)
-    grad = torch.cat([shard["grad"] for shard in shards], dim=-1)
-    assert not grad[..., vocab_size:].any()
-    assert grad[..., :vocab_size].any()
-    rtol = 2**-7 if dtype == "bfloat16" else precision
-    torch.testing.assert_close(grad, one["grad"], rtol=rtol, atol=precision)
+    torch.testing.assert_close(shards[0]["total"], one["total"], rtol=PRECISION[dtype], atol=PRECISION[dtype])
+    check_gradient([shard["grad"] for shard in shards], one["grad"], vocab_size, dtype)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_scaled_by_the_number_of_ranks_would_be_seen(ranks: list[dict[str, Tensor]], loss: str, dtype: str):
+    """The fault of a sum over ranks that is differentiated on each: every shard is tp times too large."""
+    tp, vocab_size = LAYOUTS[0]
+    one = result(loss, vocab_size, dtype, slice(None), None)["grad"]
+    shards = [rank[f"{((tp, vocab_size), loss, dtype, CHUNK_ROWS[0])}.grad"] for rank in ranks[:tp]]
+    check_gradient(shards, one, vocab_size, dtype)
+    with pytest.raises(AssertionError, match="not close"):
+        check_gradient([tp * shard for shard in shards], one, vocab_size, dtype)
 
 
 def test_layouts_hold_the_columns_that_they_are_meant_to(ranks: list[dict[str, Tensor]]):
@@ -127,6 +157,40 @@ def test_layouts_hold_the_columns_that_they_are_meant_to(ranks: list[dict[str, T
 @pytest.mark.parametrize(("vocab_size", "columns"), [(None, 8), (8, 8), (7, 7), (1, 1)])
 def test_real_columns_of_one_rank(vocab_size: int | None, columns: int):
     assert vocab_parallel.real_columns(torch.zeros(2, 3, 8), vocab_size, None) == columns
+
+
+def test_own_columns_of_one_rank():
+    """Five of six columns are words; other ids, -100 for one, are not this rank's, and their index stays in reach."""
+    ids = torch.tensor([[0, 4], [5, 6], [-1, -100]], dtype=torch.int16)
+    index, mine = vocab_parallel.own_columns(ids, torch.zeros(3, 6), 5, None)
+    assert mine.tolist() == [[True, True], [False, False], [False, False]]
+    assert index[0].tolist() == [0, 4]
+    assert index.dtype == torch.int64
+    assert 0 <= index.min() <= index.max() < 5
+    index, mine = vocab_parallel.own_columns(ids, torch.zeros(3, 6), 0, None)
+    assert not index.any()
+    assert not mine.any()
+
+
+def test_a_sum_over_chunks_and_its_gradient(chunk_rows):
+    """Sum of x^2 over three of five columns, over 4, of 12 rows, five at a time: gradient x/2 there, 0 elsewhere."""
+    x = torch.arange(60, dtype=torch.float32).view(3, 4, 5).requires_grad_()
+    chunk_rows(5, 5)
+    seen = []
+
+    def term(part: slice, rows: Tensor, grad: Tensor | None) -> Tensor:
+        seen.append((part, rows.shape))
+        if grad is not None:
+            grad.copy_(2 * rows)
+        return (rows**2).sum()
+
+    total = vocab_parallel.sum_over_chunks(x, 3, term)
+    (total / 4).backward()
+    assert total.item() == (x[..., :3] ** 2).sum().item()
+    torch.testing.assert_close(x.grad[..., :3], x[..., :3].detach() / 2)
+    assert not x.grad[..., 3:].any()
+    assert seen == [(slice(0, 5), (5, 3)), (slice(5, 10), (5, 3)), (slice(10, 12), (2, 3))]
+    assert not vocab_parallel.sum_over_chunks(x.detach(), 3, term).requires_grad
 
 
 def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch):

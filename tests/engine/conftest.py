@@ -1,4 +1,4 @@
-"""The runs of `ranks.py`, each done once per session: one process here, two under torchrun, and one that is killed."""
+"""The runs of `ranks.py`, each done once per session: one process here, two under torchrun for each layout, and one that is killed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _processes(inputs: Path, out: Path, count: int, *work: str) -> Path:
         ) as process,
     ):
         try:
-            process.wait(timeout=400)
+            process.wait(timeout=500)
         except subprocess.TimeoutExpired:  # a rank waits for another: the cases that did not finish say so
             process.terminate()
     return log
@@ -106,20 +106,27 @@ def single(inputs: Path, out: Path) -> Results:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(inputs: Path, out: Path, single: Results) -> dict[str, Results]:
-    """Two processes as tp2, then pp2, then dp2; the tp2 run `resumed` was killed before."""
+def tp2(inputs: Path, out: Path, single: Results) -> Results:
+    """Two processes that share every layer; their run `resumed` was killed before."""
     _processes(inputs, out, 2, "tp2:killed")
-    work = [
-        "tp2:convert,forward,train,resumed,teach,cached",
-        "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached",
-        "dp2:train,teach,cached",
-    ]
-    log = _processes(inputs, out, 2, *work)
-    return {name: Results(out / name, log) for name in ("tp2", "pp2", "dp2")}
+    return Results(out / "tp2", _processes(inputs, out, 2, "tp2:convert,forward,train,resumed,teach,cached"))
 
 
 @pytest.fixture(scope="session")
-def resharded(inputs: Path, out: Path, two_ranks: dict[str, Results]) -> Results:
+def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
+    """Two processes with half of the layers each; they read what those of tp2 wrote."""
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached"
+    return Results(out / "pp2", _processes(inputs, out, 2, work))
+
+
+@pytest.fixture(scope="session")
+def dp2(inputs: Path, out: Path, single: Results) -> Results:
+    """Two processes with a copy of the model each."""
+    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,teach,cached"))
+
+
+@pytest.fixture(scope="session")
+def resharded(inputs: Path, out: Path, tp2: Results, pp2: Results) -> Results:
     """One process that reads what two wrote."""
     return _here(inputs, out, "single:reshard")
 
@@ -134,9 +141,7 @@ def resumed(inputs: Path, out: Path, single: Results) -> Results:
 @pytest.fixture
 def layout(request: pytest.FixtureRequest) -> Results:
     """The results of the layout that `@pytest.mark.parametrize("layout", [...], indirect=True)` names."""
-    if request.param == "single":
-        return request.getfixturevalue("single")
-    return request.getfixturevalue("two_ranks")[request.param]
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -88,8 +88,8 @@ def test_one_process_reads_what_two_wrote(origin, kind, resharded):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_pipeline_stages_read_what_two_tensor_parallel_ranks_wrote(kind, two_ranks):
-    assert two_ranks["pp2"][f"reshard tp2 {kind}"] == []
+def test_two_pipeline_stages_read_what_two_tensor_parallel_ranks_wrote(kind, pp2):
+    assert pp2[f"reshard tp2 {kind}"] == []
 
 
 def test_shards_stay_below_their_size_and_the_index_is_right(single, inputs):

@@ -106,11 +106,11 @@ def test_aggregations_rank_differently(single):
     assert len({tuple(scores.argsort(descending=True).tolist()) for scores in units}) == 9
 
 
-def test_two_pipeline_stages_give_the_same(single, two_ranks):
+def test_two_pipeline_stages_give_the_same(single, pp2):
     names = [f"importance {name}" for name in ranks.IMPORTANCES]
     for name in names:
-        single[name], two_ranks["pp2"][name]
-        one, two = (Scores.load(run.path / f"{name}.safetensors") for run in (single, two_ranks["pp2"]))
+        single[name], pp2[name]
+        one, two = (Scores.load(run.path / f"{name}.safetensors") for run in (single, pp2))
         assert one.units.keys() == two.units.keys()
         assert one.blocks.keys() == two.blocks.keys()
         for key in one.units:

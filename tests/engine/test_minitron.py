@@ -144,15 +144,15 @@ def test_pruning_cuts_something_that_is_not_the_tail(name, single, inputs):
     assert any(not torch.equal(first[tensor], best[tensor]) for tensor in first)
 
 
-def test_two_pipeline_stages_give_the_same(single, two_ranks):
-    single["pruned all"], two_ranks["pp2"]["pruned all"]
-    one, two = (load_file(r.path / "scores.safetensors") for r in (single, two_ranks["pp2"]))
+def test_two_pipeline_stages_give_the_same(single, pp2):
+    single["pruned all"], pp2["pruned all"]
+    one, two = (load_file(r.path / "scores.safetensors") for r in (single, pp2))
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=0)
     for name in ranks.PRUNINGS:
         file = Path("pruned") / name / "model.safetensors"
-        assert (single.path / file).read_bytes() == (two_ranks["pp2"].path / file).read_bytes()
+        assert (single.path / file).read_bytes() == (pp2.path / file).read_bytes()
 
 
 def scores_of(a: Architecture) -> Scores:

@@ -114,11 +114,11 @@ def test_every_cut_is_compensated_together(layout, inputs):
     AutoModelForCausalLM.from_pretrained(layout.path / "compensated" / "all")
 
 
-def test_two_pipeline_stages_refit_alike(single, two_ranks):
+def test_two_pipeline_stages_refit_alike(single, pp2):
     import ranks
 
     for name in ranks.COMPENSATIONS:
-        single[f"compensated {name}"], two_ranks["pp2"][f"compensated {name}"]
-        one, two = (load_file(r.path / "compensated" / name / "model.safetensors") for r in (single, two_ranks["pp2"]))
+        single[f"compensated {name}"], pp2[f"compensated {name}"]
+        one, two = (load_file(r.path / "compensated" / name / "model.safetensors") for r in (single, pp2))
         for key in one:
             torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-3 * one[key].abs().max().item() + 1e-5)

@@ -1,4 +1,4 @@
-"""The runs of `ranks.py`, each done once per session: one process here, two under torchrun for each layout, and one that is killed."""
+"""The runs of `ranks.py`, each done once per session: one process here, two for each other layout, and one killed."""
 
 from __future__ import annotations
 

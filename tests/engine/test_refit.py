@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 
 from bielik_nemo.architecture import Architecture
+from bielik_nemo.config_prune import Compensation
 from bielik_nemo.engine import refit
 
-RIDGE = 0.01
+RIDGE = Compensation().ridge
 on_both_layouts = pytest.mark.parametrize("layout", ["single", "pp2"], indirect=True)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config_prune import Importance
-from bielik_nemo.engine import forward, leave_out, minitron
+from bielik_nemo.engine import distributed, forward, leave_out, minitron
 from bielik_nemo.engine.scores import Scores
 
 if TYPE_CHECKING:
@@ -102,16 +102,6 @@ def observed(model: GPTModel, tokens: str) -> Iterator[dict[str, OverSamples]]:
             handle.remove()
 
 
-def _from_all_stages(units: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Units of every pipeline stage, on every stage."""
-    from megatron.core import parallel_state
-
-    stages: list = [None] * parallel_state.get_pipeline_model_parallel_world_size()
-    group = parallel_state.get_pipeline_model_parallel_group()
-    torch.distributed.all_gather_object(stages, units, group=group)
-    return {name: tensor for stage in stages for name, tensor in stage.items()}
-
-
 def measure(
     model: GPTModel,
     architecture: Architecture,
@@ -145,7 +135,7 @@ def measure(
     if aggregations != _MODEL_OPTIMIZER:
         # The square of a variance of variances leaves fp32's range.
         values = {name: samples.value(aggregations[0]).double().square().cpu() for name, samples in own.items()}
-        scores = replace(scores, units=_from_all_stages(values))
+        scores = replace(scores, units=distributed.merged(values))
     if settings.layers == "loss_increase":
         return replace(scores, layers=increases[1], key=key)
     return replace(scores, blocks=increases, key=key)

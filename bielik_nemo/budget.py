@@ -91,19 +91,23 @@ def memory_per_device(config: Config, source: Architecture, target: Architecture
     mixed, cached = config.trainer.precision == "bf16-mixed", "teacher" in config.pipeline.stages
     width, adam = (2, 12) if mixed else (4, 8)
     student = _parameters_per_device(target, tp, pp)
-    rows = config.data.micro_batch_size * config.data.seq_length
+    rows = config.data.micro_batch_size * config.data.seq_length / config.parallel.cp
     microbatches = config.data.global_batch_size // (config.data.micro_batch_size * dp)
     heads = target.head_dim * (2 * target.num_attention_heads + 2 * target.num_query_groups)
-    kept = 4 * target.hidden_size + (heads + 3 * target.ffn_hidden_size) / tp
+    kept = 4 * target.hidden_size / (tp if config.parallel.sequence_parallel else 1)
+    kept += (heads + 3 * target.ffn_hidden_size) / tp
     # The first pipeline stage runs ahead by up to pp micro-batches, each with its share of the layers.
     layers = target.num_layers / pp * min(pp, microbatches)
+    activations = layers * kept
+    if config.trainer.recompute == "full":  # the input of every layer, and one layer that is computed again
+        activations = layers * target.hidden_size + kept
     return {
         "student weights": student * width,
         "gradients": student * 4,
         "optimizer": student * adam / (dp if config.cluster.gpu_memory_gib else 1),
         "teacher weights": 0 if cached else _parameters_per_device(source, tp, pp) * width,
         "logits": (2 if cached else 3) * rows * target.padded_vocab_size(tp) / tp * width,
-        "activations": layers * rows * kept * width,
+        "activations": activations * rows * width,
     }
 
 

@@ -104,10 +104,12 @@ class Optim:
 
 @dataclass
 class Parallel:
-    """How one model is split; data parallelism takes the devices that are left."""
+    """How one model, or one sequence, is split; data parallelism takes the devices that are left."""
 
     tp: int = 1
     pp: int = 1
+    cp: int = 1  # of distill only: the tokens of a sequence are shared out; needs GPUs and Transformer Engine
+    sequence_parallel: bool = False  # between tensor-parallel ranks; needs GPUs and Transformer Engine
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Trainer:
 
     max_steps: int = 1000
     precision: str = "32"  # 32, bf16-mixed
+    recompute: str = "none"  # activations in backward: none, selective (core attention), full (every layer)
     log_every: int = 10
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -127,7 +130,7 @@ class Cluster:
 
     name: str = "local"
     nodes: int = 1
-    devices_per_node: Optional[int] = None  # None: as many as parallel.tp * parallel.pp
+    devices_per_node: Optional[int] = None  # None: as many as parallel.tp * pp * cp
     gpu_memory_gib: float = 0.0  # of one GPU; 0: no GPU
     gpu_peak_tflops: float = 0.0  # of one GPU in trainer.precision, without sparsity; 0: GPU-hours are not estimated
 
@@ -178,12 +181,13 @@ class Config:
     @property
     def world_size(self) -> int:
         """Number of processes, one per device."""
-        return self.cluster.nodes * (self.cluster.devices_per_node or self.parallel.tp * self.parallel.pp)
+        one = self.parallel.tp * self.parallel.pp * self.parallel.cp
+        return self.cluster.nodes * (self.cluster.devices_per_node or one)
 
     @property
     def data_parallel_size(self) -> int:
         """Number of copies of the model."""
-        return self.world_size // (self.parallel.tp * self.parallel.pp)
+        return self.world_size // (self.parallel.tp * self.parallel.pp * self.parallel.cp)
 
 
 def compose(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:

@@ -42,6 +42,7 @@ POSITIVE = (
     "optim.lr",
     "parallel.tp",
     "parallel.pp",
+    "parallel.cp",
     "trainer.max_steps",
     "trainer.log_every",
     "trainer.validate_every",
@@ -74,6 +75,7 @@ SEQUENCES = {  # and the stages that read so many tokens at a time
 WORDS = {
     "model.dtype": ("float32", "bfloat16"),
     "trainer.precision": ("32", "bf16-mixed"),
+    "trainer.recompute": ("none", "selective", "full"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -256,19 +258,37 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.min_lr: found {optim.min_lr}, allowed: 0 to optim.lr={optim.lr}"
     if optim.warmup_steps >= steps:
         yield f"optim.warmup_steps: found {optim.warmup_steps}, allowed: less than trainer.max_steps={steps}"
-    world, split = config.world_size, config.parallel.tp * config.parallel.pp
+    parallel = config.parallel
+    world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
     if world % split:
         yield (
             f"cluster.nodes * cluster.devices_per_node: found {world}, "
-            f"allowed: multiples of parallel.tp * parallel.pp = {split}"
+            f"allowed: multiples of parallel.tp * parallel.pp * parallel.cp = {split}"
         )
         return
+    yield from _split_sequences(config)
     unit = data.micro_batch_size * config.data_parallel_size
     if data.global_batch_size % unit:
         yield (
             f"data.global_batch_size: found {data.global_batch_size}, allowed: multiples of {unit} = "
             f"data.micro_batch_size {data.micro_batch_size} * data-parallel size {config.data_parallel_size}"
         )
+
+
+def _split_sequences(config: Config) -> Iterator[str]:
+    """What splitting the tokens of a sequence asks for."""
+    parallel, length = config.parallel, config.data.seq_length
+    on_cpu = "without GPUs (cluster.gpu_memory_gib=0): Megatron's own attention and norms cannot"
+    if parallel.cp > 1 and not config.cluster.gpu_memory_gib:
+        yield f"parallel.cp: found {parallel.cp}, allowed: 1 {on_cpu}"
+    if parallel.sequence_parallel and not config.cluster.gpu_memory_gib:
+        yield f"parallel.sequence_parallel: found True, allowed: False {on_cpu}"
+    elif parallel.sequence_parallel and parallel.tp == 1:
+        yield "parallel.sequence_parallel: found True, allowed: False with parallel.tp=1"
+    # Context parallelism gives each rank two pieces of a sequence, one of them from its end.
+    unit = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence_parallel else 1)
+    if length % unit:
+        yield f"data.seq_length: found {length}, allowed: multiples of {unit} with this parallel.cp and parallel.tp"
 
 
 def _compensation(config: Config) -> Iterator[str]:

@@ -63,6 +63,19 @@ def test_memory_in_fp32_on_one_device(config: Config):
     }
 
 
+def test_activations_of_a_split_sequence_and_recomputed_ones(config: Config):
+    """cp 2 halves the rows: 10; tp 2 with sequence parallelism 4*8/2 + (24 + 24)/2 = 40 per row, 40 * 10 * 4 bytes.
+
+    Computed again: the layer's input, 8, and one layer, 80: 88 * 20 * 4.
+    """
+    config.trainer.recompute = "full"
+    assert estimate(config).memory["activations"] == 7040
+    config.trainer.recompute = "selective"
+    assert estimate(config).memory["activations"] == 6400
+    config.parallel.tp, config.parallel.cp, config.parallel.sequence_parallel = 2, 2, True
+    assert estimate(config).memory["activations"] == 1600
+
+
 def test_memory_in_bf16_split_over_gpus(config: Config):
     """tp 1 * pp 2 on 4 GPUs: 2 copies, each micro-batch count 4 / (2*2) = 1. Two layers in both models.
 

@@ -58,7 +58,8 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         (
             "",
             ["cluster.nodes=2", "cluster.devices_per_node=3", "parallel.tp=2", "parallel.pp=2"],
-            "cluster.nodes * cluster.devices_per_node: found 6, allowed: multiples of parallel.tp * parallel.pp = 4",
+            "cluster.nodes * cluster.devices_per_node: found 6, allowed: multiples of parallel.tp * parallel.pp * "
+            "parallel.cp = 4",
         ),
         # 16 devices / tp 2 = 8 copies of micro-batch 3: 24 does not divide 512.
         (
@@ -66,6 +67,24 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["parallel.tp=2", "data.micro_batch_size=3"],
             "data.global_batch_size: found 512, allowed: multiples of 24 = data.micro_batch_size 3 * data-parallel",
         ),
+        # Splitting a sequence: 16 devices / (tp 2 * cp 2) = 4 copies; 4 tokens of a piece each: 2 * cp 2 * tp 2 = 8.
+        ("", ["parallel.cp=2"], "parallel.cp: found 2, allowed: 1 without GPUs (cluster.gpu_memory_gib=0)"),
+        (
+            "",
+            ["parallel.sequence_parallel=true"],
+            "parallel.sequence_parallel: found True, allowed: False without GPUs",
+        ),
+        (
+            FULL,
+            ["parallel.sequence_parallel=true", "parallel.tp=1"],
+            "parallel.sequence_parallel: found True, allowed: False with parallel.tp=1",
+        ),
+        (
+            FULL,
+            ["parallel.tp=2", "parallel.cp=2", "parallel.sequence_parallel=true", "data.seq_length=4092"],
+            "data.seq_length: found 4092, allowed: multiples of 8 with this parallel.cp and parallel.tp",
+        ),
+        ("", ["trainer.recompute=ful"], "trainer.recompute: found 'ful', allowed: none, selective, full; did you mean"),
         # Stages.
         ("", ["teacher.samples_per_token=0"], "teacher.samples_per_token: found 0, allowed: a positive number"),
         (

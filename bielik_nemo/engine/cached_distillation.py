@@ -85,6 +85,7 @@ class CachedDistillationModel(llm.GPTModel):
         student: architecture after pruning.
         dtype: of its parameters.
         seq_length: tokens per sample.
+        recompute: which activations are computed again in the backward pass.
         student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
 
@@ -93,11 +94,12 @@ class CachedDistillationModel(llm.GPTModel):
         student: Architecture,
         dtype: str,
         seq_length: int,
+        recompute: str = "none",
         student_hf: str = "",
         optim: Any = None,
         tokenizer: Any = None,
     ):
-        config = models.gpt_config(student, dtype=dtype, seq_length=seq_length)
+        config = models.gpt_config(student, dtype=dtype, seq_length=seq_length, recompute=recompute)
         super().__init__(config, optim=optim, tokenizer=tokenizer)
         self.student, self.student_hf = student, student_hf
 

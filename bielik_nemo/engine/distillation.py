@@ -109,6 +109,7 @@ class DistillationModel(DistillationGPTModel):
         temperature: of the distillation loss.
         dtype: of the parameters of both.
         seq_length: tokens per sample.
+        recompute: which of the student's activations are computed again in the backward pass.
         student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
 
@@ -121,12 +122,13 @@ class DistillationModel(DistillationGPTModel):
         temperature: float,
         dtype: str,
         seq_length: int,
+        recompute: str = "none",
         student_hf: str = "",
         optim: Any = None,
         tokenizer: Any = None,
     ):
         super().__init__(
-            models.gpt_config(student, dtype=dtype, seq_length=seq_length),
+            models.gpt_config(student, dtype=dtype, seq_length=seq_length, recompute=recompute),
             models.gpt_config(teacher, dtype=dtype, seq_length=seq_length),
             teacher_checkpoint,
             optim=optim,
@@ -145,7 +147,7 @@ class DistillationModel(DistillationGPTModel):
         if hasattr(self, "module"):
             return
         sizes = (f"{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context"))
-        for name in (*sizes, "pipeline_dtype"):
+        for name in (*sizes, "sequence_parallel", "pipeline_dtype"):
             setattr(self._teacher_config, name, getattr(self.config, name))
         for config, a in ((self.config, self.student), (self._teacher_config, self.teacher)):
             config.vocab_size = a.padded_vocab_size(config.tensor_model_parallel_size)

@@ -26,7 +26,8 @@ def run(
     Args:
         model: this rank's part.
         batches: token ids `[b, s]`, or `[b, s + 1]` with labels (inputs and their successors).
-        consume: called on the last pipeline stage with logits `[b, s, v/tp]`, or with losses `[b, s]` (nats per token).
+        consume: called on the last pipeline stage with logits `[b, s, v/tp]`, or with losses `[b, s]` (nats per token),
+            of this context-parallel rank's tokens.
         labels: whether to ask the model for losses.
         on_batch: called once a batch is through, on every rank (progress).
 
@@ -34,6 +35,7 @@ def run(
         What `consume` returned, on the last pipeline stage; an empty list elsewhere.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.utils import get_batch_on_this_cp_rank
 
     training = model.training
     model.eval()
@@ -46,8 +48,10 @@ def run(
 
         def forward_step(_: Iterator, stage: GPTModel, inputs=inputs, targets=targets):
             positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-            successors = None if targets is None else targets.contiguous()
-            output = stage(inputs.contiguous(), positions, None, labels=successors)
+            # Under context parallelism, this rank's pieces of every sequence.
+            own = get_batch_on_this_cp_rank({"tokens": inputs, "positions": positions, "labels": targets})
+            successors = None if targets is None else own["labels"].contiguous()
+            output = stage(own["tokens"].contiguous(), own["positions"], None, labels=successors)
             return output, lambda out, non_loss_data=True: consume(out)
 
         results += schedule(
@@ -85,10 +89,14 @@ def held_out_loss(
 
     Runs the same blocks on every data-parallel rank, so that the value does not depend on the layout.
     """
+    from megatron.core import parallel_state
+
     batches = list(blocks.split(batch_size))
     sums = run(model, batches, lambda losses: losses.double().sum(), labels=True, on_batch=on_batch)
     device = next(model.parameters()).device
     total = torch.stack(sums).sum().to(device) if sums else torch.zeros((), dtype=torch.float64, device=device)
+    if parallel_state.get_context_parallel_world_size() > 1:
+        torch.distributed.all_reduce(total, group=parallel_state.get_context_parallel_group())
     return from_last_stage(total).item() / (blocks.shape[0] * (blocks.shape[1] - 1))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
     from nemo.collections.llm import GPTConfig
 
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,6 +33,7 @@ def gpt_config(
     dtype: str = "float32",
     seq_length: int | None = None,
     fused: bool = True,
+    recompute: str = "none",
 ) -> GPTConfig:
     """NeMo's configuration of this decoder, with every fusion that the machine has.
 
@@ -39,6 +45,7 @@ def gpt_config(
         seq_length: longest sequence of a training batch; None: the model's context.
         fused: False for Megatron's own layers also where there is Transformer Engine, which joins a norm to the linear
             layer behind it: Model Optimizer knows them apart only. Checkpoints are the same.
+        recompute: which activations are computed again in the backward pass, a key of `RECOMPUTE`.
     """
     cpu.enable()
     from nemo.collections.llm.gpt.model.base import HAVE_TE, GPTConfig, default_layer_spec, local_layer_spec
@@ -46,6 +53,7 @@ def gpt_config(
 
     return (Llama31Config if architecture.rope_scaling else GPTConfig)(
         **architecture.gpt_config_kwargs(seq_length, tp),
+        **RECOMPUTE[recompute],
         activation_func=torch.nn.functional.silu,
         transformer_layer_spec=default_layer_spec if fused else local_layer_spec,
         tensor_model_parallel_size=tp,

@@ -23,10 +23,12 @@ from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
+from nemo.collections.llm.gpt.model.base import HAVE_TE  # noqa: E402
 
 from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, NewestCheckpoint, Resume  # noqa: E402
+from bielik_nemo.errors import ConfigError  # noqa: E402
 
 
 class TextDataset(GPTDataset):
@@ -54,13 +56,23 @@ def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
 
 
 def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> run.Config[nl.Trainer]:
-    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; a callback measures and reports."""
+    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; a callback measures and reports.
+
+    Raises:
+        ConfigError: a sequence is to be split, and there is no Transformer Engine to do it.
+    """
     cuda = torch.cuda.is_available()
     precision = config.trainer.precision
+    if (config.parallel.cp > 1 or config.parallel.sequence_parallel) and not HAVE_TE:
+        raise ConfigError(
+            "parallel.cp, parallel.sequence_parallel: Transformer Engine is needed, which is not installed"
+        )
     strategy = run.Config(
         nl.MegatronStrategy,
         tensor_model_parallel_size=config.parallel.tp,
         pipeline_model_parallel_size=config.parallel.pp,
+        context_parallel_size=config.parallel.cp,
+        sequence_parallel=config.parallel.sequence_parallel,
         pipeline_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
         # torch's AdamW, used on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
         ddp=run.Config(DistributedDataParallelConfig, use_distributed_optimizer=cuda, check_for_nan_in_grad=True),

@@ -212,6 +212,7 @@ GRAPH = {
                 "trainer.log_every",
                 "trainer.validate_every",
                 "trainer.checkpoint_every",
+                "trainer.recompute",
                 "data.held_out_tokens",
                 "pipeline.stages",
             ),

@@ -64,6 +64,7 @@ def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         temperature=config.distill.temperature,
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
+        recompute=config.trainer.recompute,
     )
     return model, teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
 
@@ -76,6 +77,7 @@ def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         student=_shape(run_dir / "prune"),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
+        recompute=config.trainer.recompute,
     )
     data = teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
     fdl.update_callable(data, CachedDataModule)

@@ -90,7 +90,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         tokens, start = sum(map(len, shards)) * wanted.seq_length, time.monotonic()
         with ui.progress("teacher", sum(-(-len(shard) // size) for shard in shards)) as advance:
             teacher_cache.fill(megatron, data._train_ds, here, wanted, shards, size, advance)
-        rate = tokens * config.data_parallel_size / (time.monotonic() - start)
+        rate = tokens * config.world_size / (tp * pp) / (time.monotonic() - start)
         bytes_per_token = teacher_cache.finish(here, wanted)
     ui.say(f"  {wanted.samples * wanted.seq_length:,} tokens at {bytes_per_token:.1f} bytes, {rate:.0f} tokens/s")
     return {

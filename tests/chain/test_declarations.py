@@ -48,7 +48,7 @@ def test_recording_notes_values_and_not_sections():
     read: set[str] = set()
     config = recording(Config(), read)
     assert config.world_size == 1 and config.optim is not None
-    assert read == {"cluster.nodes", "cluster.devices_per_node", "parallel.tp", "parallel.pp"}
+    assert read == {"cluster.nodes", "cluster.devices_per_node", "parallel.tp", "parallel.pp", "parallel.cp"}
 
 
 def test_recording_notes_values_in_lists():

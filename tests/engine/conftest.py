@@ -101,7 +101,9 @@ def _processes(inputs: Path, out: Path, count: int, *work: str) -> Path:
 def single(inputs: Path, out: Path) -> Results:
     """One process, this one."""
     return _here(
-        inputs, out, "single:convert,forward,minitron,compensate,importance,train,splits,teach,cached,compared"
+        inputs,
+        out,
+        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,teach,cached,compared",
     )
 
 
@@ -109,7 +111,7 @@ def single(inputs: Path, out: Path) -> Results:
 def tp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes that share every layer; their run `resumed` was killed before."""
     _processes(inputs, out, 2, "tp2:killed")
-    return Results(out / "tp2", _processes(inputs, out, 2, "tp2:convert,forward,train,resumed,teach,cached"))
+    return Results(out / "tp2", _processes(inputs, out, 2, "tp2:convert,forward,train,recomputed,resumed,teach,cached"))
 
 
 @pytest.fixture(scope="session")

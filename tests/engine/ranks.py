@@ -262,6 +262,7 @@ class Layout:
         kill_at: int = 0,
         temperature: float = 2.0,
         cached: bool = False,
+        recompute: str = "none",
     ) -> None:
         """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
         from bielik_nemo.engine import cpu, distributed
@@ -293,7 +294,9 @@ class Layout:
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
         }
         held_out = training.held_out(config, self.inputs / "held_out")
-        model = run.Config(Recording, student=shapes["student"], dtype="float32", seq_length=SEQ_LENGTH)
+        model = run.Config(
+            Recording, student=shapes["student"], dtype="float32", seq_length=SEQ_LENGTH, recompute=recompute
+        )
         if not cached:
             model.teacher, model.teacher_checkpoint = shapes["teacher"], str(self.megatron(kind))
             model.gate = run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02)
@@ -327,6 +330,10 @@ class Layout:
     def splits(self) -> None:
         for size in (1, 4):
             self.distill(f"split{size}", "llama", micro_batch_size=size, steps=1)
+
+    def recomputed(self) -> None:
+        for recompute in ("selective", "full"):
+            self.distill(recompute, "llama", steps=2, recompute=recompute)
 
     def cached(self) -> None:
         """The same from the teacher's samples that one process left."""

@@ -94,6 +94,15 @@ def test_the_split_into_micro_batches_changes_nothing(size, single):
     assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputed_activations_are_the_same_ones(recompute, layout):
+    """Two steps: the second one's loss has the first one's update in it."""
+    kept, again = training(layout.metrics("llama"))[:2], training(layout.metrics(recompute))
+    for one, two in zip(kept, again, strict=True):
+        assert [two[key] for key in ("loss", "grad_norm")] == [one[key] for key in ("loss", "grad_norm")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_trains(kind, single):
     """Held-out cross-entropy falls, records are complete: steps 1 to 6, measured at 0, 3 and 6; 128 tokens a step."""

@@ -85,3 +85,20 @@ def test_positions_reach_the_whole_context(random_hf):
         built.eval()
         with torch.no_grad():
             assert built(ids, torch.arange(256)[None], None).shape == (1, 256, 384)
+
+
+@pytest.mark.parametrize(("recompute", "layers", "attentions"), [("none", 1, 1), ("selective", 1, 2), ("full", 2, 2)])
+def test_recomputing_runs_a_part_again_in_the_backward_pass(recompute, layers, attentions, random_hf):
+    """How often a forward and a backward pass call a layer and its core attention."""
+    with distributed.model_parallel():
+        built, a = build(random_hf("llama"), recompute=recompute)
+        layer, calls = built.decoder.layers[1], {"layer": 0, "attention": 0}
+
+        def count(name: str):
+            return lambda *_: calls.update({name: calls[name] + 1})
+
+        layer.register_forward_hook(count("layer"))
+        layer.self_attention.core_attention.register_forward_hook(count("attention"))
+        ids = torch.randint(0, a.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+        built(ids, torch.arange(16).expand(2, -1), None, labels=ids).sum().backward()
+        assert calls == {"layer": layers, "attention": attentions}

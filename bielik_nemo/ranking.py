@@ -3,8 +3,8 @@
 Zero-shot loss misleads: candidates change places during the first few hundred steps, then settle (arXiv 2407.14679
 section 4: 400 steps, 1.8 billion tokens). So the `top_k` first candidates are runs of their own in `search/runs/<name>`
 through the same stages as any run, and what skips finished stages and resumes interrupted ones there does so here.
-Import, text and scores are links to the whole run's. One pass of the teacher, in `search/runs/shared`, serves all (what
-it leaves is sampled at temperature 1: at another, the teacher runs beside each candidate).
+Import, text and scores are links to the whole run's. One pass of the teacher, in `search/runs/shared`, serves all (ids
+are sampled at temperature 1: at another, without `teacher.kind=top_k`, the teacher runs beside each candidate).
 Each candidate has warm-up and cosine of its own, in proportion to those of the whole run.
 """
 
@@ -77,8 +77,7 @@ def rank(config: Config, run_dir: Path, run_stage: RunStage) -> dict[str, Any]:
 
 def stages(config: Config) -> list[str]:
     """The stages of a candidate's run, in order."""
-    cached = config.distill.temperature == 1
-    return [name for name in (*SHARED, *RANKED_BY) if cached or name != "teacher"]
+    return [name for name in (*SHARED, *RANKED_BY) if config.cacheable or name != "teacher"]
 
 
 def candidate_config(config: Config, directory: Path, target: Target | None = None) -> Config:

@@ -32,6 +32,7 @@ POSITIVE = (
     "prune.compensation.samples",
     "prune.compensation.ridge",
     "teacher.samples_per_token",
+    "teacher.top_k",
     "distill.temperature",
     "distill.gate_max_loss",
     "distill.gate_tolerance",
@@ -74,6 +75,7 @@ SEQUENCES = {  # and the stages that read so many tokens at a time
 }
 WORDS = {
     "model.dtype": ("float32", "bfloat16"),
+    "teacher.kind": ("sampled", "top_k"),
     "trainer.precision": ("32", "bf16-mixed"),
     "trainer.recompute": ("none", "selective", "full"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
@@ -195,6 +197,8 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
         length = view(config, [key])[key]
         if length > longest and not readers.isdisjoint(stages):
             found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context")
+    if "teacher" in stages and config.teacher.kind == "top_k" and config.teacher.top_k > source.vocab_size:
+        found.append(f"teacher.top_k: found {config.teacher.top_k}, allowed: 1 to {source.vocab_size}, the vocabulary")
     if "score" in stages:
         found += importance_problems(config, source.num_layers, target.num_layers)
     return found
@@ -308,8 +312,11 @@ def _stages(config: Config) -> Iterator[str]:
     if not unknown and stages != ordered:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
     temperature = config.distill.temperature
-    if "teacher" in stages and temperature != 1:
-        yield f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages"
+    if "teacher" in stages and not config.cacheable:
+        yield (
+            f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages and "
+            "teacher.kind=sampled"
+        )
 
 
 def _search(config: Config) -> Iterator[str]:

@@ -5,6 +5,8 @@ matrix 100*8 = 800, untied 1600. All: 2792; with one matrix 1992. Padded vocabul
 Target: 1 layer of FFN 8: 192 + 192 + 16 = 400; + 8 + 1600 = 2008; with one matrix 1208.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from bielik_nemo import budget
@@ -167,21 +169,23 @@ def test_ranking_candidates_counts(config: Config):
     """2 candidates for 1 step of 40 tokens: 40 * (2 * 3 * 2736 + 4624) = 841,600 FLOPs; alone 0 steps cost nothing.
 
     Two trained copies of 2008 weights of 4 bytes beside two cut ones: 32,128 bytes until they are ranked. What the
-    teacher leaves for them is 40 * (50 * 2 + 4) = 4160 bytes. At another temperature it leaves nothing and runs twice:
-    40 * 4624 = 184,960 FLOPs more.
+    teacher leaves for them of one draw is 40 * (2 + 1/8 + 2) = 165 bytes. At another temperature it leaves nothing and
+    runs twice, 40 * 4624 = 184,960 FLOPs more, unless its best ids are kept: of 5 of them 40 * 5 * 4 = 800 bytes.
     """
     alone = estimate(config)
-    config.prune.search.top_k = 2
+    config.prune.search.top_k, config.teacher.samples_per_token, config.teacher.top_k = 2, 1, 5
     config.pipeline.stages = ["import_hf", "data", "score", "search", "prune", "distill"]
     assert estimate(config).flops == alone.flops and "search" not in estimate(config).disk
     config.prune.search.distill_steps = 1
     found = estimate(config)
     assert found.flops - alone.flops == 841_600
-    assert found.disk["search"] == 32_128 + 4160
+    assert found.disk["search"] == 32_128 + 165
     assert "35% of it to rank 2 candidates" in budget.table(config, found)  # 841,600 of 2,381,440
     config.distill.temperature = 2.0
     hot = estimate(config)
     assert (hot.flops - found.flops, hot.disk["search"]) == (184_960, 32_128)
+    config.teacher.kind = "top_k"
+    assert (estimate(config).flops, estimate(config).disk["search"]) == (found.flops, 32_128 + 800)
     config.pipeline.stages.remove("search")
     assert estimate(config).flops == alone.flops
 
@@ -191,3 +195,13 @@ def test_a_teacher_that_ran_before_takes_no_memory(config: Config):
     live = estimate(config).memory
     config.pipeline.stages = ["import_hf", "data", "score", "prune", "teacher", "distill"]
     assert estimate(config).memory == live | {"teacher weights": 0, "logits": 20_480}
+
+
+@pytest.mark.parametrize("n, measured", [(8, 12.1), (20, 22.3), (50, 43.4)])
+def test_bytes_that_a_teacher_leaves_for_a_token(n: int, measured: float, config: Config):
+    """4.55, 8.91 and 17.56 different ids of 2 bytes on SmolLM2, n / 8 and 2 bytes; 3 for ids above 65,535."""
+    config.teacher.samples_per_token = n
+    source = source_architecture(config)
+    assert budget.teacher_bytes_per_token(config, source) == pytest.approx(measured, rel=0.01)
+    more = budget.teacher_bytes_per_token(config, replace(source, vocab_size=2**16 + 1)) - measured
+    assert more == pytest.approx((measured - n / 8 - 2) / 2, rel=0.05)

@@ -133,6 +133,11 @@ def test_at_another_temperature_the_teacher_runs_beside_each(run_dir: Path, conf
     assert not (run_dir / "search" / "runs" / "l3" / "teacher").exists()
 
 
+def test_the_most_likely_ids_serve_all_at_any_temperature(run_dir: Path, config: Config):
+    config.distill.temperature, config.teacher.kind = 2.0, "top_k"
+    assert "teacher" in ranking.stages(config)
+
+
 def test_a_restart_asks_only_for_what_is_left(run_dir: Path, config: Config):
     def killed(stage: str, name: str) -> None:
         if (stage, name) == ("distill", "l3"):

@@ -87,10 +87,16 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ("", ["trainer.recompute=ful"], "trainer.recompute: found 'ful', allowed: none, selective, full; did you mean"),
         # Stages.
         ("", ["teacher.samples_per_token=0"], "teacher.samples_per_token: found 0, allowed: a positive number"),
+        ("", ["teacher.kind=topk"], "teacher.kind: found 'topk', allowed: sampled, top_k; did you mean top_k?"),
+        (
+            FULL,
+            ["pipeline.stages=[teacher,distill]", "teacher.kind=top_k", "teacher.top_k=32129"],
+            "teacher.top_k: found 32129, allowed: 1 to 32128, the vocabulary",
+        ),
         (
             "",
             ["pipeline.stages=[teacher,distill]", "distill.temperature=2"],
-            "distill.temperature: found 2.0, allowed: 1 with teacher in pipeline.stages",
+            "distill.temperature: found 2.0, allowed: 1 with teacher in pipeline.stages and teacher.kind=sampled",
         ),
         ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
         ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, score"),

@@ -1,12 +1,14 @@
 """Distillation from a teacher that has already spoken: the student alone, trained on what `teacher_cache` kept.
 
-A NeMo GPT model whose loss is `losses.sampled_kl`, and a data module that hands the teacher's samples with each text.
+A NeMo GPT model whose loss is `losses.sampled_kl` or, of the teacher's most likely ids, `losses.sparse_kl`, and a data
+module that hands what the cache holds with each text.
 Everything else is that of `distillation`: the same `train`, the same order of samples, one global token denominator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -26,13 +28,13 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import convert
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.teacher_cache import TeacherCache
-from bielik_nemo.losses import sampled_kl
+from bielik_nemo.losses import sampled_kl, sparse_kl
 
-IDS, SURPRISAL = "teacher_ids", "teacher_surprisal"
+IDS, VALUES = "teacher_ids", "teacher_values"
 
 
 class CachedDataset(Dataset):
-    """The samples of a dataset, each with ids `[s, n]` and surprisal `[s]` that the cache keeps under its number."""
+    """The samples of a dataset, each with the ids and values that `TeacherCache.read` returns for its number."""
 
     def __init__(self, dataset: Any, cache: TeacherCache):
         self.dataset, self.cache = dataset, cache
@@ -42,8 +44,8 @@ class CachedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample = self.dataset[index]
-        ids, surprisal = self.cache.read(index, sample["tokens"])
-        return {**sample, IDS: ids, SURPRISAL: surprisal}
+        ids, values = self.cache.read(index, sample["tokens"])
+        return {**sample, IDS: ids, VALUES: values}
 
 
 class CachedDataModule(PreTrainingDataModule):
@@ -68,7 +70,7 @@ class CachedDataModule(PreTrainingDataModule):
         self._train_ds = CachedDataset(self._train_ds, TeacherCache(self.teacher_cache))
 
 
-class SampledKLReduction(MaskedTokenLossReduction):
+class CachedKLReduction(MaskedTokenLossReduction):
     """Hands Megatron a sum and a token count, so that it divides once by the global count."""
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -85,6 +87,8 @@ class CachedDistillationModel(llm.GPTModel):
         student: architecture after pruning.
         dtype: of its parameters.
         seq_length: tokens per sample.
+        kind: of the teacher's cache.
+        temperature: of its log-probabilities.
         recompute: which activations are computed again in the backward pass.
         student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
@@ -94,6 +98,8 @@ class CachedDistillationModel(llm.GPTModel):
         student: Architecture,
         dtype: str,
         seq_length: int,
+        kind: str = "sampled",
+        temperature: float = 1.0,
         recompute: str = "none",
         student_hf: str = "",
         optim: Any = None,
@@ -102,6 +108,7 @@ class CachedDistillationModel(llm.GPTModel):
         config = models.gpt_config(student, dtype=dtype, seq_length=seq_length, recompute=recompute)
         super().__init__(config, optim=optim, tokenizer=tokenizer)
         self.student, self.student_hf = student, student_hf
+        self.kind, self.temperature = kind, temperature
 
     def configure_model(self) -> None:
         """Build the student in the trainer's layout.
@@ -115,7 +122,7 @@ class CachedDistillationModel(llm.GPTModel):
         self.module = models.build(self.config, self.student)
         if self.student_hf:
             convert.load_hf(self.module, Path(self.student_hf), self.student)
-        _learn_from_samples(self.module, self.student.vocab_size)
+        _learn_from_cache(self.module, self.student.vocab_size, self.kind, self.temperature)
 
     @property
     def core_module(self) -> GPTModel:
@@ -123,18 +130,18 @@ class CachedDistillationModel(llm.GPTModel):
         return unwrap_model(self.module)
 
     @property
-    def training_loss_reduction(self) -> SampledKLReduction:
+    def training_loss_reduction(self) -> CachedKLReduction:
         """The reduction that NeMo calls after each micro-batch."""
         if not self._training_loss_reduction:
-            self._training_loss_reduction = SampledKLReduction()
+            self._training_loss_reduction = CachedKLReduction()
         return self._training_loss_reduction
 
     def data_step(self, dataloader_iter: Iterator) -> dict[str, Tensor]:
-        """NeMo's batch, on the last pipeline stage with the teacher's samples."""
+        """NeMo's batch, on the last pipeline stage with what the teacher said."""
         batch, *_ = next(dataloader_iter)
         found = gpt_data_step(iter([batch]))
         last = parallel_state.is_pipeline_last_stage()
-        return found | {key: batch[key].cuda(non_blocking=True) if last else None for key in (IDS, SURPRISAL)}
+        return found | {key: batch[key].cuda(non_blocking=True) if last else None for key in (IDS, VALUES)}
 
     def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
         """One micro-batch; the last pipeline stage returns the sum of its losses."""
@@ -142,22 +149,24 @@ class CachedDistillationModel(llm.GPTModel):
             batch["tokens"],
             batch["position_ids"],
             batch.get("attention_mask"),
-            labels=(batch[IDS], batch[SURPRISAL], batch["loss_mask"]),
+            labels=(batch[IDS], batch[VALUES], batch["loss_mask"]),
         )
 
 
-def _learn_from_samples(model: GPTModel, vocab_size: int) -> None:
-    """Let the loss in training be `sampled_kl`, where the logits are: a wrapper would copy them to fp32 on the way out.
+def _learn_from_cache(model: GPTModel, vocab_size: int, kind: str, temperature: float) -> None:
+    """Let the loss in training be that of the cache, where the logits are: a wrapper would copy them to fp32.
 
-    While training, what Megatron calls labels is the teacher's ids `[b, s, n]` and surprisal `[b, s]`, and the mask.
+    While training, what Megatron calls labels is the teacher's ids `[b, s, n]`, its surprisal `[b, s]` or
+    log-probabilities `[b, s, n]`, and the mask.
     """
     measure = model.compute_language_model_loss
+    loss = {"sampled": sampled_kl, "top_k": partial(sparse_kl, temperature=temperature)}[kind]
 
     def compute_language_model_loss(self: GPTModel, labels: Any, logits: Tensor) -> Tensor:
         if not self.training:
             return measure(labels, logits)
-        ids, surprisal, mask = (each.transpose(0, 1) for each in labels)
-        total, _ = sampled_kl(logits, ids, surprisal, mask, vocab_size=vocab_size, tp_group=models.tp_group())
+        ids, values, mask = (each.transpose(0, 1) for each in labels)
+        total, _ = loss(logits, ids, values, mask, vocab_size=vocab_size, tp_group=models.tp_group())
         return total
 
     model.compute_language_model_loss = MethodType(compute_language_model_loss, model)

@@ -1,80 +1,87 @@
 """What a teacher said about every token of a training run, kept so that students need no teacher in memory.
 
-One pass of the teacher over the samples that training will draw leaves, for every token, N ids drawn with replacement
-from its softmax and their mean surprisal (`losses.sampled_kl`). Format 1, a directory:
+One pass of the teacher over the samples that training will draw (`teacher_pass`) leaves for every token either N ids
+drawn from its softmax (kind `sampled`, read by `losses.sampled_kl`) or its k most likely ids (`top_k`, read by
+`losses.sparse_kl`). Format 2, a directory:
 
     teacher.json                    the fields of `Contents`, `format`, `bytes_per_token`, size and sha256 of the shards
-    shards/<first>.safetensors      `samples_per_shard` samples from number <first> on, in the last shard fewer:
-        ids        [samples, seq_length, samples_per_token]  uint16 for vocabularies of at most 65536 ids, else int32
-        surprisal  [samples, seq_length]                     float32, nats: mean of -log p over the ids
-        crc32      [samples]                                 uint32, of the sample's input ids as little-endian int32
+    shards/<first>.safetensors      `samples_per_shard` samples from number <first> on, in the last shard fewer
 
-Samples are numbered as the training dataset numbers them, and the ids of sample i depend on the seed and on i alone: a
-cache serves any tensor, pipeline and data parallel layout, any micro-batch and any order. A shard appears only when it
-is whole and names in its metadata what it holds, so that an interrupted pass goes on after the shards it has finished.
+A shard of either kind has
+
+    crc32      [samples]                         uint32, of the sample's input ids as little-endian int32
+    ids        see below                         uint16, the lower 16 bits of token ids
+    ids_high   as `ids`                          uint8, the upper 8 bits; only for vocabularies of more than 65536 ids
+
+With `sampled`, ids stand once for each token that they were drawn for, and one bit for each draw says which:
+
+    ids        [total]                           the different ids of every token, ascending, token after token
+    distinct   [samples]                         uint32, how many of them are each sample's
+    new        [samples, seq_length * N / 8]     uint8, rounded up: bits, the highest first, one for each of the N draws
+                                                 of a token in ascending order: 1 where it differs from the one before
+                                                 or is the token's first. A sample's j-th draw is the id at (number of
+                                                 ones up to and with bit j) - 1 among the sample's ids.
+    surprisal  [samples, seq_length]             float16, nats: mean of -log p over the draws
+
+which is 2 d + N / 8 + 2 bytes for a token with d different ids; of N = 20 draws 9 are different on English prose. Half
+precision costs the value of a token's loss 4e-4 nats on average, in either direction, and the gradient nothing.
+With `top_k`
+
+    ids        [samples, seq_length, k]          the most likely first
+    log_probs  [samples, seq_length, k]          float16, nats: log_softmax(z / temperature), not renormalised over k
+
+which is 4 k bytes. Samples are numbered as the training dataset numbers them, and the ids of sample i depend on the seed
+and on i alone: a cache serves any tensor, pipeline and data parallel layout, any micro-batch and any order.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from bielik_nemo import artifacts
-from bielik_nemo.engine import distributed, forward
-from bielik_nemo.engine import model as models
-from bielik_nemo.errors import CheckpointError, DataError, GateError
-from bielik_nemo.losses import draw
+from bielik_nemo.errors import CheckpointError, DataError
 
-if TYPE_CHECKING:
-    from megatron.core.models.gpt import GPTModel
-
-FORMAT = 1
+FORMAT = 2
 FILE, SHARDS = "teacher.json", "shards"
 SHARD_BYTES = 64 * 2**20
-"""Size of a shard, the most that a kill loses; twice as much is held in memory."""
+"""Most that a shard may take, and a kill lose; twice as much is held in memory."""
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a cache holds and what it was made of; digests are SHA-256."""
 
+    kind: str  # sampled, top_k
+    ids_per_token: int  # N draws, or k
+    temperature: float
     samples: int
     seq_length: int
-    samples_per_token: int
     vocab_size: int
     seed: int  # of the order of samples and of the draws
     dtype: str  # in which the teacher ran
     teacher: str
     tokenizer: str
     data: str
-    samples_per_shard: int = 0  # 0: as many as SHARD_BYTES hold
+    samples_per_shard: int = 0  # 0: as many as SHARD_BYTES hold for certain
 
     def __post_init__(self) -> None:
         if not self.samples_per_shard:
-            fitting = SHARD_BYTES // (self.seq_length * self.bytes_per_token)
-            object.__setattr__(self, "samples_per_shard", max(1, fitting))
+            object.__setattr__(self, "samples_per_shard", max(1, SHARD_BYTES // self.most_bytes_per_sample))
 
     @property
-    def id_dtype(self) -> type[np.integer]:
-        """Smallest type that holds every token id."""
-        return np.uint16 if self.vocab_size <= 2**16 else np.int32
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Of ids and surprisal; the rest is a few bytes per sample."""
-        return self.samples_per_token * np.dtype(self.id_dtype).itemsize + 4
+    def most_bytes_per_sample(self) -> int:
+        """Of a sample in which no id was drawn twice."""
+        rows, n = self.seq_length, self.ids_per_token
+        ids = rows * n * (2 if self.vocab_size <= 2**16 else 3)
+        return ids + (2 * rows * n if self.kind == "top_k" else 2 * rows + -(-rows * n // 8) + 4) + 4
 
     def shards(self) -> list[range]:
         """Sample numbers of each shard."""
@@ -92,105 +99,27 @@ def crc32(tokens: Tensor) -> int:
     return zlib.crc32(tokens.numpy().astype("<i4").tobytes())
 
 
-def uniforms(seed: int, sample: int, shape: tuple[int, ...]) -> Tensor:
-    """The random numbers of one sample, float64 in [0, 1): of the seed and the sample's number, and nothing else."""
-    return torch.from_numpy(np.random.default_rng([seed, sample]).random(shape))
+def pack_sampled(ids: np.ndarray, surprisal: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    """Draws `[b, s, n]` and surprisal `[b, s]` as a shard holds them."""
+    drawn = np.sort(ids, axis=-1)
+    new = np.ones(drawn.shape, dtype=bool)
+    new[..., 1:] = drawn[..., 1:] != drawn[..., :-1]
+    return {
+        **_planes(drawn[new], vocab_size),
+        "distinct": new.sum((1, 2), dtype=np.uint32),
+        "new": np.packbits(new.reshape(len(new), -1), axis=-1),
+        "surprisal": surprisal.astype(np.float16),
+    }
 
 
-def to_do(directory: Path, contents: Contents) -> list[range]:
-    """This data-parallel rank's part of the shards that are not there as these contents want them; all ranks must ask.
-
-    What else is among the shards is removed.
-    """
-    from megatron.core import parallel_state
-
-    wanted = json.dumps(asdict(contents))
-    found = []
-    for shard in contents.shards():
-        try:
-            with safe_open(shard_path(directory, shard.start), framework="numpy") as file:
-                whole = file.metadata() == {"contents": wanted}
-        except (OSError, SafetensorError):
-            whole = False
-        if not whole:
-            found.append(shard)
-    distributed.barrier()  # nobody writes before all have looked
-    if distributed.rank() == 0:
-        (directory / SHARDS).mkdir(parents=True, exist_ok=True)
-        kept = {shard_path(directory, shard.start) for shard in contents.shards() if shard not in found}
-        for path in set((directory / SHARDS).iterdir()) - kept:
-            path.unlink()
-    distributed.barrier()
-    return found[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+def pack_top_k(ids: np.ndarray, log_probs: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    """Ids and log-probabilities `[b, s, k]` as a shard holds them."""
+    return {**_planes(ids, vocab_size), "log_probs": log_probs.astype(np.float16)}
 
 
-def fill(
-    model: GPTModel,
-    dataset: Any,
-    directory: Path,
-    contents: Contents,
-    shards: list[range],
-    micro_batch_size: int,
-    on_batch: Callable[[], None] = lambda: None,
-) -> None:
-    """Run the teacher over the samples of some shards and write them; data-parallel ranks have different ones.
-
-    Args:
-        model: this rank's part of the teacher.
-        dataset: `dataset[i]["tokens"]` are the input ids `[s]` of sample i.
-        directory: of the cache.
-        contents: what it is to hold.
-        shards: which of `contents.shards()`.
-        micro_batch_size: samples per forward pass.
-        on_batch: called once a forward pass is through.
-
-    Raises:
-        GateError: a logit is not finite.
-    """
-    from megatron.core import parallel_state
-
-    writes = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    for shard in shards:
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
-        sums = np.empty(len(shard), dtype=np.uint32)
-        for first in range(shard.start, shard.stop, micro_batch_size):
-            samples = range(first, min(first + micro_batch_size, shard.stop))
-            tokens = [dataset[i]["tokens"] for i in samples]
-            sums[first - shard.start :][: len(samples)] = [crc32(each) for each in tokens]
-            sampled = partial(_sampled, samples=samples, contents=contents)
-            parts += forward.run(model, [torch.stack(tokens)], sampled)
-            on_batch()
-        if writes:
-            ids, surprisal = map(np.concatenate, zip(*parts, strict=True))
-            path = shard_path(directory, shard.start)
-            unfinished = path.with_name(f".{path.name}.partial")
-            tensors = {"ids": ids, "surprisal": surprisal, "crc32": sums}
-            save_file(tensors, unfinished, metadata={"contents": json.dumps(asdict(contents))})
-            os.replace(unfinished, path)
-
-
-def _sampled(logits: Tensor, samples: range, contents: Contents) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `[b, s, n]` and surprisal `[b, s]` of logits `[b, s, v/tp]`, as they are stored."""
-    shape = (contents.seq_length, contents.samples_per_token)
-    numbers = torch.cat([uniforms(contents.seed, i, shape) for i in samples]).to(logits.device)
-    ids, surprisal = draw(logits.flatten(0, 1), numbers, vocab_size=contents.vocab_size, tp_group=models.tp_group())
-    if not surprisal.isfinite().all():
-        raise GateError(f"teacher: its logits for samples {samples[0]} to {samples[-1]} are not finite")
-    stored = ids.view(-1, *shape).cpu().numpy().astype(contents.id_dtype)
-    return stored, surprisal.view(-1, contents.seq_length).cpu().numpy()
-
-
-def finish(directory: Path, contents: Contents) -> float:
-    """Write `teacher.json` once all shards are there, on rank 0; returns bytes per token."""
-    distributed.barrier()
-    paths = [shard_path(directory, shard.start) for shard in contents.shards()]
-    size = sum(path.stat().st_size for path in paths) / (contents.samples * contents.seq_length)
-    if distributed.rank() == 0:
-        files = artifacts.digest_files(directory, paths)
-        shards = {name: {key: entry[key] for key in ("size", "sha256")} for name, entry in files.items()}
-        record = {"format": FORMAT, **asdict(contents), "bytes_per_token": round(size, 2), "shards": shards}
-        artifacts.write_json(directory / FILE, record)
-    return size
+def _planes(ids: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    high = {"ids_high": (ids >> 16).astype(np.uint8)} if vocab_size > 2**16 else {}
+    return {"ids": (ids & 0xFFFF).astype(np.uint16), **high}
 
 
 class TeacherCache:
@@ -208,7 +137,10 @@ class TeacherCache:
         try:
             record = artifacts.read_json(self.directory / FILE)
             if record["format"] != FORMAT:
-                raise CheckpointError(f"{directory}: teacher cache of format {record['format']}, allowed: {FORMAT}")
+                raise CheckpointError(
+                    f"{directory}: teacher cache of format {record['format']}, allowed: {FORMAT}; "
+                    "run `bielik-nemo teacher` again"
+                )
             self.contents = Contents(**{field.name: record[field.name] for field in fields(Contents)})
             self.files = {name: (entry["size"], entry["sha256"]) for name, entry in record["shards"].items()}
         except (DataError, LookupError, TypeError) as error:
@@ -217,7 +149,8 @@ class TeacherCache:
             path = self.directory / name
             if not path.is_file() or path.stat().st_size != size:
                 raise CheckpointError(f"{path}: missing or not of {size} bytes; run `bielik-nemo teacher` again")
-        self._first, self._open = -1, None
+        self._whole: set[Path] = set()
+        self._first, self._file, self._starts = -1, None, np.zeros(1, dtype=np.int64)
 
     def check(self, **wanted: Any) -> None:
         """Refuse a cache that is not of what a run is about to train on.
@@ -226,7 +159,8 @@ class TeacherCache:
             wanted: fields of `Contents`; of `samples` the cache may have more.
 
         Raises:
-            CheckpointError: made of another teacher, tokenizer or data, in another order or length; all that differs.
+            CheckpointError: of another kind or temperature, or made of another teacher, tokenizer or data, in another
+                order or length; all that differs.
         """
         found = asdict(self.contents)
         differing = [
@@ -238,27 +172,46 @@ class TeacherCache:
             raise CheckpointError(f"{self.directory}: cache of another run; " + "; ".join(differing))
 
     def read(self, sample: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids `[s, n]` int32 and surprisal `[s]` fp32 of one sample, whose input ids are `tokens` `[s]`.
+        """What the teacher said about one sample, whose input ids are `tokens` `[s]`.
+
+        Returns:
+            Ids `[s, n]` int32, with `sampled` each as often as it was drawn, and surprisal `[s]`, with `top_k`
+            log-probabilities `[s, k]`; both fp32.
 
         Raises:
             CheckpointError: the shard is damaged, or the cache holds another text under this number.
         """
         first = sample - sample % self.contents.samples_per_shard
         if self._first != first:
-            self._open, self._first = self._shard(first), first
+            self._open(first)
         row = sample - first
-        if int(self._open.get_slice("crc32")[row]) != crc32(tokens):
+        if int(self._file.get_slice("crc32")[row]) != crc32(tokens):
             raise CheckpointError(f"{self.directory}: sample {sample} is of another text than the run's")
-        ids = self._open.get_slice("ids")[row].astype(np.int32)
-        return torch.from_numpy(ids), torch.from_numpy(np.array(self._open.get_slice("surprisal")[row]))
+        if self.contents.kind == "top_k":
+            ids, name = self._ids(row), "log_probs"
+        else:
+            shape = self.contents.seq_length, self.contents.ids_per_token
+            new = np.unpackbits(self._file.get_slice("new")[row], count=shape[0] * shape[1])
+            distinct = self._ids(slice(*map(int, self._starts[row : row + 2])))
+            ids, name = distinct[np.cumsum(new, dtype=np.int64) - 1].reshape(shape), "surprisal"
+        return torch.from_numpy(ids), torch.from_numpy(self._file.get_slice(name)[row].astype(np.float32))
 
-    def _shard(self, first: int) -> Any:
+    def _ids(self, part: int | slice) -> np.ndarray:
+        ids = self._file.get_slice("ids")[part].astype(np.int32)
+        if self.contents.vocab_size > 2**16:
+            ids |= self._file.get_slice("ids_high")[part].astype(np.int32) << 16
+        return ids
+
+    def _open(self, first: int) -> None:
         path = shard_path(self.directory, first)
         name = path.relative_to(self.directory).as_posix()
         if name not in self.files:
             raise CheckpointError(f"{self.directory}: holds {self.contents.samples} samples, none from {first} on")
-        if artifacts.file_digest(path) != self.files[name][1]:
+        if path not in self._whole and artifacts.file_digest(path) != self.files[name][1]:
             raise CheckpointError(
                 f"{path}: damaged, for its digest is not the recorded one; run `bielik-nemo teacher` again"
             )
-        return safe_open(path, framework="numpy")
+        self._whole.add(path)
+        self._first, self._file = first, safe_open(path, framework="numpy")
+        if self.contents.kind == "sampled":
+            self._starts = np.cumsum([0, *self._file.get_tensor("distinct")], dtype=np.int64)

@@ -9,6 +9,6 @@ from bielik_nemo.losses.forward_kl import forward_kl
 from bielik_nemo.losses.jensen_shannon import jensen_shannon
 from bielik_nemo.losses.reverse_kl import reverse_kl
 from bielik_nemo.losses.sampled_kl import draw, sampled_kl
-from bielik_nemo.losses.sparse_kl import sparse_kl
+from bielik_nemo.losses.sparse_kl import sparse_kl, top_k
 
-__all__ = ["cross_entropy", "draw", "forward_kl", "jensen_shannon", "reverse_kl", "sampled_kl", "sparse_kl"]
+__all__ = ["cross_entropy", "draw", "forward_kl", "jensen_shannon", "reverse_kl", "sampled_kl", "sparse_kl", "top_k"]

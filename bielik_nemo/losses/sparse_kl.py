@@ -24,11 +24,13 @@ from torch.distributed import ProcessGroup, ReduceOp
 from bielik_nemo.losses.vocab_parallel import (
     check_temperature,
     check_tokens,
+    chunks,
     own_columns,
     real_columns,
     reduce_,
     row_max,
     sum_over_chunks,
+    tp_rank,
     upcast,
 )
 
@@ -104,3 +106,60 @@ def sparse_kl(
         return torch.dot(kl, weight * temperature)
 
     return sum_over_chunks(student, columns, term), mask.sum(dtype=torch.float32)
+
+
+@torch.no_grad()
+def top_k(
+    teacher: Tensor,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    tp_group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k most likely token ids, and log_softmax(teacher / T) of them over the whole vocabulary.
+
+    Each rank finds k of its own columns, and of these all find the same k; the vocabulary is never gathered. Of ids that
+    are equally likely, as many are in bf16, the smaller ones come first, so that no layout gives others.
+
+    Args:
+        teacher: logits `[t, v/tp]`, any floating dtype, worked on in fp32.
+        k: how many.
+        temperature: T > 0.
+        vocab_size: true vocabulary size, below 2^31; columns past it are padding and never count.
+        tp_group: tensor-parallel group that shares the vocabulary; three collectives per chunk of tokens.
+
+    Returns:
+        ids `[t, k]` int64, the most likely first, and log-probabilities `[t, k]` fp32 in nats, the same on every rank.
+
+    Raises:
+        ValueError: `k` is not between 1 and the vocabulary, the temperature is not a positive number, or `vocab_size`
+            is more than the columns.
+    """
+    width, rank = teacher.shape[-1], tp_rank(tp_group)
+    columns = real_columns(teacher, vocab_size, tp_group)
+    ranks = 1 if tp_group is None else torch.distributed.get_world_size(tp_group)
+    words = vocab_size or width * ranks
+    if not 0 < k <= words:
+        raise ValueError(f"k={k}: allowed: 1 to {words}, the vocabulary")
+    check_temperature(temperature)
+    ids = torch.empty(len(teacher), k, dtype=torch.int64, device=teacher.device)
+    log_probs = teacher.new_empty(len(teacher), k, dtype=torch.float32)
+    own, last = min(k, columns), 2**31 - 1
+    backwards = last - rank * width - torch.arange(columns, device=teacher.device)
+    for part in chunks(teacher):
+        z = teacher[part, :columns].float() / temperature
+        z -= reduce_(row_max(z), ReduceOp.MAX, tp_group).unsqueeze(-1)
+        best = torch.full((len(z), ranks, k), torch.iinfo(torch.int64).min, device=z.device)
+        best[:, rank, :own] = ((_ordered(z).long() << 32) + backwards).topk(own).values
+        best = reduce_(best, ReduceOp.MAX, tp_group).flatten(1).topk(k).values
+        ids[part] = last - (best & last)
+        values = _ordered((best >> 32).int()).view(torch.float32)
+        log_probs[part] = values - reduce_(z.exp_().sum(-1), ReduceOp.SUM, tp_group).log().unsqueeze(-1)
+    return ids, log_probs
+
+
+def _ordered(z: Tensor) -> Tensor:
+    """The bits of fp32 numbers as int32 that compare as the numbers do; of such int32 the bits again."""
+    bits = z.view(torch.int32)
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

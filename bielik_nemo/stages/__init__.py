@@ -169,6 +169,7 @@ GRAPH = {
             keys=(
                 "model.dtype",
                 "teacher",
+                "distill.temperature",
                 "data.seq_length",
                 "data.global_batch_size",
                 "trainer.max_steps",
@@ -188,6 +189,7 @@ GRAPH = {
             needs=("import_hf", "data", "score"),
             layout=_whole,
             trains=True,
+            version=2,
         ),
         Stage(
             "distill",
@@ -215,6 +217,7 @@ GRAPH = {
                 "trainer.recompute",
                 "data.held_out_tokens",
                 "pipeline.stages",
+                "teacher",
             ),
             needs=("import_hf", "data", "score", "prune"),
             uses=("teacher",),

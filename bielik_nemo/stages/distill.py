@@ -77,6 +77,8 @@ def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         student=_shape(run_dir / "prune"),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
+        kind=config.teacher.kind,
+        temperature=config.distill.temperature,
         recompute=config.trainer.recompute,
     )
     data = teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")

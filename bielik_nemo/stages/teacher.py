@@ -17,7 +17,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
-from bielik_nemo.engine import checkpoint, distributed, model, teacher_cache, training
+from bielik_nemo.engine import checkpoint, distributed, model, teacher_pass, training
 from bielik_nemo.engine.distillation import TeacherGate
 from bielik_nemo.engine.teacher_cache import Contents
 from bielik_nemo.errors import DataError
@@ -42,7 +42,7 @@ def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
 
 
 def origin(config: Config, run_dir: Path) -> dict[str, Any]:
-    """What the teacher's samples of this run are made of: the fields of `Contents` that a student depends on.
+    """What this run keeps of the teacher, and what that is made of: the fields of `Contents` that a student depends on.
 
     Raises:
         DataError: a stage that they are made of has not finished.
@@ -50,7 +50,11 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
     source, data = _manifest(run_dir / "import_hf"), _manifest(run_dir / "data")
     tokenizer = {name: entry for name, entry in source.outputs.items() if name.startswith("tokenizer/")}
     text = {name: entry for name, entry in data.outputs.items() if name.startswith("train.")}
+    sampled = config.teacher.kind == "sampled"
     return {
+        "kind": config.teacher.kind,
+        "ids_per_token": config.teacher.samples_per_token if sampled else config.teacher.top_k,
+        "temperature": config.distill.temperature,
         "samples": config.trainer.max_steps * config.data.global_batch_size,
         "seq_length": config.data.seq_length,
         "vocab_size": Architecture.from_json(run_dir / "import_hf" / "architecture.json").vocab_size,
@@ -79,19 +83,19 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     here, source = run_dir / "teacher", run_dir / "import_hf"
     architecture = Architecture.from_json(source / "architecture.json")
     tp, pp, size = config.parallel.tp, config.parallel.pp, config.data.micro_batch_size
-    wanted = Contents(samples_per_token=config.teacher.samples_per_token, **origin(config, run_dir))
+    wanted = Contents(**origin(config, run_dir))
     with distributed.model_parallel(tp, pp, config.run.seed):
         megatron = model.build(model.gpt_config(architecture, tp=tp, pp=pp, dtype=config.model.dtype), architecture)
         checkpoint.load(megatron, source / "megatron")
         loss = fdl.build(gate(config, run_dir))(megatron)
         data = fdl.build(samples(config, run_dir, here / "index_cache"))
         data.build(config.trainer.max_steps, 1, 0, 0)
-        shards = teacher_cache.to_do(here, wanted)
+        shards = teacher_pass.to_do(here, wanted)
         tokens, start = sum(map(len, shards)) * wanted.seq_length, time.monotonic()
         with ui.progress("teacher", sum(-(-len(shard) // size) for shard in shards)) as advance:
-            teacher_cache.fill(megatron, data._train_ds, here, wanted, shards, size, advance)
+            teacher_pass.fill(megatron, data._train_ds, here, wanted, shards, size, advance)
         rate = tokens * config.world_size / (tp * pp) / (time.monotonic() - start)
-        bytes_per_token = teacher_cache.finish(here, wanted)
+        bytes_per_token = teacher_pass.finish(here, wanted)
     ui.say(f"  {wanted.samples * wanted.seq_length:,} tokens at {bytes_per_token:.1f} bytes, {rate:.0f} tokens/s")
     return {
         "teacher_loss": loss,

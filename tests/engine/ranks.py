@@ -205,23 +205,26 @@ class Layout:
                 self.record(f"importance {name}", "done")
 
     def teach(self) -> None:
-        """What a teacher said about the samples of all steps, in shards of five samples."""
+        """What a teacher said about the samples of all steps, in shards of five samples: 50 draws, the best 7."""
         import fiddle as fdl
 
-        from bielik_nemo.engine import teacher_cache
+        from bielik_nemo.engine import teacher_pass
         from bielik_nemo.engine.teacher_cache import Contents
 
-        a, here = self.architecture("llama"), self.out / "teacher"
+        a, counts = self.architecture("llama"), (STEPS * BATCH, SEQ_LENGTH, self.architecture("llama").vocab_size)
         digests = {"teacher": "a", "tokenizer": "b", "data": "c"}
-        wanted = Contents(STEPS * BATCH, SEQ_LENGTH, 50, a.vocab_size, 1, "float32", **digests, samples_per_shard=5)
         with self.layout():
-            data = fdl.build(self.data(self.config(), here / "index"))
+            data = fdl.build(self.data(self.config(), self.out / "teacher index"))
             data.build(STEPS, 1, 0, 0)
-            shards = teacher_cache.to_do(here, wanted)
-            # A micro-batch that divides neither shards nor samples, and another under every layout.
-            size = {"single": 2, "tp2": 3, "pp2": 4, "dp2": 5}[self.name]
-            teacher_cache.fill(self.model(a, self.megatron("llama")), data._train_ds, here, wanted, shards, size)
-            self.record("bytes per token", teacher_cache.finish(here, wanted))
+            teacher = self.model(a, self.megatron("llama"))
+            for kind, n, temperature in (("sampled", 50, 1.0), ("top_k", 7, 2.0)):
+                here = self.out / f"teacher {kind}"
+                wanted = Contents(kind, n, temperature, *counts, 1, "float32", **digests, samples_per_shard=5)
+                shards = teacher_pass.to_do(here, wanted)
+                # A micro-batch that divides neither shards nor samples, and another under every layout.
+                size = {"single": 2, "tp2": 3, "pp2": 4, "dp2": 5}[self.name]
+                teacher_pass.fill(teacher, data._train_ds, here, wanted, shards, size)
+                self.record(f"bytes per token {kind}", teacher_pass.finish(here, wanted))
         self.record("teach", "done")
 
     def config(self):
@@ -261,7 +264,7 @@ class Layout:
         steps: int = STEPS,
         kill_at: int = 0,
         temperature: float = 2.0,
-        cached: bool = False,
+        cached: str = "",
         recompute: str = "none",
     ) -> None:
         """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
@@ -297,14 +300,16 @@ class Layout:
         model = run.Config(
             Recording, student=shapes["student"], dtype="float32", seq_length=SEQ_LENGTH, recompute=recompute
         )
-        if not cached:
+        if cached:
+            model.kind, model.temperature = cached, temperature
+        else:
             model.teacher, model.teacher_checkpoint = shapes["teacher"], str(self.megatron(kind))
             model.gate = run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02)
             model.temperature = temperature
         task = run.Partial(
             distillation.train,
             model=model,
-            data=self.data(config, here / "index", self.root / "single" / "teacher" if cached else None),
+            data=self.data(config, here / "index", self.root / "single" / f"teacher {cached}" if cached else None),
             trainer=training.trainer(config, here / "metrics.jsonl", held_out),
             log=training.logger(config, here),
             resume=training.resume(self.megatron(f"{kind}_student")),
@@ -337,12 +342,13 @@ class Layout:
 
     def cached(self) -> None:
         """The same from the teacher's samples that one process left."""
-        self.distill("cached", "llama", cached=True)
+        self.distill("cached", "llama", cached="sampled")
 
     def compared(self) -> None:
-        """A live teacher at the temperature of the samples, and another split into micro-batches."""
+        """A live teacher at the temperature of the samples, another split into micro-batches, the most likely ids."""
         self.distill("live", "llama", temperature=1.0)
-        self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached=True)
+        self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached="sampled")
+        self.distill("cached top_k", "llama", steps=1, cached="top_k")
 
     def killed(self) -> None:
         self.distill("resumed", "llama", kill_at=5)

@@ -1,4 +1,4 @@
-"""Sparse KL against its definition in float64 and against forward KL; tails that are nearly nothing."""
+"""Sparse KL against its definition in float64 and against forward KL; tails that are nearly nothing; the best k."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bielik_nemo.losses import forward_kl, sparse_kl
+from bielik_nemo.losses import forward_kl, sparse_kl, top_k
 
 S, B, V, REAL, K = 5, 3, 24, 19, 7  # positions, batch, columns, how many of them are vocabulary, ids per token
 
@@ -349,3 +349,62 @@ def test_what_does_not_go_together():
         sparse_kl(student, ids, log_probs, mask, temperature=0)
     with pytest.raises(ValueError, match="vocab_size=25: the logits have 24 columns; allowed: 1 to 24"):
         sparse_kl(student, ids, log_probs, mask, vocab_size=25)
+
+
+# The most likely ids
+
+
+def test_top_k_by_hand():
+    """p = (1/8, 1/2, 1/8, 1/4): the best two are 1 and 3. At T = 2 square roots take their place:
+
+    (0.35355, 0.70711, 0.35355, 0.5) out of 1.91421, 0.36940 and 0.26120.
+    """
+    logits = torch.tensor([[1 / 8, 1 / 2, 1 / 8, 1 / 4]], dtype=torch.float64).log() + 5
+    ids, log_probs = top_k(logits, 2)
+    assert ids.tolist() == [[1, 3]]
+    assert log_probs.exp().tolist() == [pytest.approx([1 / 2, 1 / 4])]
+    ids, log_probs = top_k(logits, 2, temperature=2.0)
+    assert ids.tolist() == [[1, 3]]
+    assert log_probs.exp().tolist() == [pytest.approx([0.36940, 0.26120], abs=1e-5)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, K, REAL])
+def test_top_k_equals_the_definition_without_padding_and_in_any_chunks(k: int, dtype, temperature: float, chunk_rows):
+    """Distinct logits, so that there is one answer; a large number stands in the padding."""
+    random = torch.Generator().manual_seed(0)
+    order = torch.rand(12, V, generator=random).argsort(-1)
+    logits = (order - V / 2).to(dtype)
+    logits[:, REAL:] = 1e30
+    before = logits.clone()
+    want = (logits[:, :REAL].double() / temperature).log_softmax(-1).topk(k)
+    for rows in (12, 5):
+        chunk_rows(rows, V)
+        ids, log_probs = top_k(logits, k, temperature=temperature, vocab_size=REAL)
+        assert (ids.dtype, log_probs.dtype) == (torch.int64, torch.float32)
+        assert torch.equal(ids, want.indices)
+        torch.testing.assert_close(log_probs.double(), want.values, rtol=2e-6, atol=2e-6)
+    assert torch.equal(logits, before)
+
+
+def test_top_k_of_equal_logits_are_the_first_ids():
+    """As in bf16, where logits near 20 differ by 1/8 at least: order by logit, then by id."""
+    logits = torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0, -3.0, 2.0]]).bfloat16()
+    for k in range(1, 8):
+        assert top_k(logits, k)[0].tolist() == [[1, 3, 6, 0, 2, 4, 5][:k]]
+
+
+def test_top_k_of_what_is_not_finite_is_not_finite():
+    logits = torch.zeros(2, 4)
+    logits[0, 1], logits[1, 1] = math.nan, math.inf
+    assert not top_k(logits, 2)[1].isfinite().all(-1).any()
+
+
+def test_top_k_that_cannot_be():
+    logits = torch.zeros(2, V)
+    for k in (0, REAL + 1):
+        with pytest.raises(ValueError, match=f"k={k}: allowed: 1 to 19, the vocabulary"):
+            top_k(logits, k, vocab_size=REAL)
+    with pytest.raises(ValueError, match=r"temperature=0: must be positive and finite"):
+        top_k(logits, 2, temperature=0)

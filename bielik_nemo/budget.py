@@ -12,8 +12,8 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
   needs of a layer, counted as in arXiv 2205.05198 section 4 for a gated FFN, grouped queries and, as on GPUs, an
   attention that keeps no s x s matrix: 4h (norms, residual) and (2nd + 2gd + 3f) / tp elements per token, no
   recomputation. Buffers, fragmentation and the CUDA context come on top.
-- Disk: checkpoints that a run keeps, two of them full ones while a new one is written; of a cached teacher, the ids that
-  differ among those drawn for a token, which are more where the teacher is less certain.
+- Disk: checkpoints that a run keeps, two of them full ones while a new one is written; of a cached teacher the ids that
+  differ among those drawn for a token, more of them where the teacher is less certain.
 """
 
 from __future__ import annotations

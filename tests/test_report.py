@@ -126,6 +126,18 @@ def test_numbers_are_those_worked_out_by_hand(run_dir):
     assert numbers["packages"] == {"torch": "2.13.0"}
 
 
+def test_bytes_that_a_cached_teacher_took(run_dir):
+    assert "teacher_cache" not in report.collect(run_dir)
+    taken = {"tokens": 3072, "bytes_per_token": 22.34, "teacher_loss": 2.5}
+    put(run_dir / "teacher" / "manifest.json", {"stage": "teacher", "seconds": 1.0, "metrics": taken})
+    numbers = report.collect(run_dir)
+    assert numbers["teacher_cache"] == {"tokens": 3072, "bytes_per_token": 22.34}
+    assert "22.3 bytesper token, of 3,072 tokens" in Reader(page(numbers)).text
+    put(run_dir / "teacher" / "manifest.json", {"stage": "teacher", "metrics": {"tokens": "many"}})
+    with pytest.raises(DataError, match=r"teacher/manifest\.json: metrics\.tokens: found 'many', allowed: a number"):
+        report.collect(run_dir)
+
+
 @pytest.mark.parametrize(
     ("method", "words"),
     [

@@ -30,8 +30,8 @@ With `top_k`
     ids        [samples, seq_length, k]          the most likely first
     log_probs  [samples, seq_length, k]          float16, nats: log_softmax(z / temperature), not renormalised over k
 
-which is 4 k bytes. Samples are numbered as the training dataset numbers them, and the ids of sample i depend on the seed
-and on i alone: a cache serves any tensor, pipeline and data parallel layout, any micro-batch and any order.
+which is 4 k bytes. Samples are numbered as the training dataset numbers them, and the ids of sample i depend on the
+seed and on i alone: a cache serves any tensor, pipeline and data parallel layout, any micro-batch and any order.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """The k most likely token ids, and log_softmax(teacher / T) of them over the whole vocabulary.
 
-    Each rank finds k of its own columns, and of these all find the same k; the vocabulary is never gathered. Of ids that
-    are equally likely, as many are in bf16, the smaller ones come first, so that no layout gives others.
+    Each rank finds k of its own columns, and of these all find the same k; the vocabulary is never gathered. Of ids
+    that are equally likely, as many are in bf16, the smaller ones come first, so that no layout gives others.
 
     Args:
         teacher: logits `[t, v/tp]`, any floating dtype, worked on in fp32.

@@ -38,6 +38,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     perplexity          {source, pruned, distilled}
     gap_closed          see `gap_closed`
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
+    teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
     samples             [{prompt, source, pruned, distilled}]
     parity              {max_abs_logit_diff, tolerance, tokens} of the exported checkpoint
     seconds             {stage: wall time}
@@ -51,7 +52,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     evaluation = run_dir / "evaluate" / "metrics.json"
     content = read(evaluation)
     held_out_loss = numbers_of(evaluation, content.get("held_out_loss"), ROLES, "held_out_loss.")
-    parity = run_dir / "export" / "parity.json"
+    parity, taught = run_dir / "export" / "parity.json", run_dir / "teacher" / "manifest.json"
     numbers = {
         "run": run_dir.resolve().name,
         **_architectures(run_dir),
@@ -64,6 +65,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "held_out_tokens": numbers_of(evaluation, content, ["tokens"]).get("tokens"),
         "gap_closed": gap_closed(held_out_loss),
         "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
+        "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
         "samples": _samples(evaluation, content.get("samples")),
         "parity": numbers_of(parity, read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
         **_manifests(run_dir),

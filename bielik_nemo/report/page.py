@@ -66,6 +66,9 @@ def _tiles(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
         back, lost = loss["pruned"] - loss["distilled"], loss["pruned"] - loss["source"]
         note = f"{back:.3f} of {lost:.3f} nats per token"
         tiles.append(("Gap closed", words.percent(numbers["gap_closed"]), note))
+    if {"tokens", "bytes_per_token"} <= numbers.get("teacher_cache", {}).keys():
+        size, tokens = (numbers["teacher_cache"][key] for key in ("bytes_per_token", "tokens"))
+        tiles.append(("Teacher's cache", f"{size:.1f} bytes", f"per token, of {tokens:,.0f} tokens"))
     if "max_abs_logit_diff" in numbers.get("parity", {}):
         note = words.parity_verdict(numbers["parity"]) or "no tolerance given"
         tiles.append(("Export, logit difference", f"{numbers['parity']['max_abs_logit_diff']:.1e}", note))

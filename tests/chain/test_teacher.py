@@ -1,11 +1,13 @@
 """Distillation from the stage `teacher`: near a live teacher's, not disturbed by kills, refused when it cannot fit.
 
-Six steps of four samples of 128 tokens; a shard holds five samples, so that there are five of them.
+Six steps of four samples of 128 tokens, 20 draws a token; a shard holds five samples, so that there are five of them.
+A token takes 42.5 + 2 bytes at most: 20 ids of two, 20 bits, half precision; and a sample 8 more.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from bielik_nemo import cli
 from bielik_nemo.config import CHAIN
 from bielik_nemo.errors import CheckpointError, ConfigError
 
 STAGES = [*CHAIN[:4], "teacher", "distill"]
-SHARD_BYTES = 5 * 128 * 104
+SHARD_BYTES = 5 * (128 * 89 // 2 + 8)
 # Which operation is the last before which, and at how many shards and steps the restart must begin.
 MOMENTS = {
     "never": (None, 5, 6),
@@ -59,7 +62,7 @@ def test_a_pass_leaves_its_shards_and_a_manifest(chain, outcomes):
     assert sorted(manifest.outputs) == [*names, "teacher.json"]
     assert set(manifest.inputs) == {"import_hf", "data", "score"}
     assert manifest.metrics["tokens"] == 6 * 4 * 128
-    assert 104 < manifest.metrics["bytes_per_token"] < 106
+    assert 2 + 4.5 < manifest.metrics["bytes_per_token"] < 44.5  # one id at least
     assert manifest.metrics["teacher_loss"] == pytest.approx(
         chain.manifest(run_dir, "score").metrics["source_loss"], rel=1e-5
     )
@@ -104,6 +107,44 @@ def test_a_cache_of_another_teacher_is_refused(chain, outcomes, tmp_path):
     message = r"samples: the cache has 24, this run wants 28; seed: the cache has 1234, this run wants 2"
     with pytest.raises(CheckpointError, match=message):
         distill.build(config, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("kind", "top_k"),
+        ("temperature", 2.0),
+        ("teacher", "0" * 64),
+        ("tokenizer", "0" * 64),
+        ("data", "0" * 64),
+        ("seed", 4321),
+    ],
+)
+def test_a_cache_of_another_run_is_refused_on_the_command_line(field: str, other, chain, outcomes, tmp_path, capfd):
+    """Put in the place of the run's own, with as many bytes, so that the pipeline takes the stage for done."""
+    run_dir = Path(shutil.copytree(outcomes["never"][0], tmp_path / "run"))
+    shutil.rmtree(run_dir / "distill")
+    path = run_dir / "teacher" / "teacher.json"
+    size, record = path.stat().st_size, json.loads(path.read_text())
+    text = json.dumps(record | {field: other}, indent=1)
+    path.write_text(text + " " * (size - len(text)))
+    command = ["distill", "experiment=tiny", *chain.overrides, f"run.dir={run_dir}"]
+    assert cli.main([*command, f"pipeline.stages=[{','.join(STAGES)}]"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line == (
+        f"error: {run_dir}/teacher: cache of another run; {field}: the cache has {other}, "
+        f"this run wants {record[field]}"
+    )
+    assert not list(run_dir.glob("distill/*.jsonl")) and not (run_dir / "distill" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("override", ["teacher.kind=top_k", "teacher.samples_per_token=10", "run.seed=2"])
+def test_a_cache_of_another_configuration_is_not_used(override: str, chain, outcomes, tmp_path, capfd):
+    run_dir = Path(shutil.copytree(outcomes["never"][0], tmp_path / "run"))
+    command = ["distill", "experiment=tiny", *chain.overrides, f"run.dir={run_dir}"]
+    assert cli.main([*command, f"pipeline.stages=[{','.join(STAGES)}]", override]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "which has not finished under this configuration" in line
 
 
 def test_another_temperature_is_refused(chain):

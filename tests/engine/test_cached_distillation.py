@@ -3,7 +3,9 @@
 Teacher 4 layers, FFN 96; student 2 layers, FFN 64; random weights; 4 sequences of 32 tokens a step, 50 ids a token. The
 reference is, in float64,
 
-    loss = 1 / (4 * 32) * sum over 128 tokens of ( -(1/50) sum_n log q(x_n) - h ),   h = -(1/50) sum_n log p(x_n) as kept.
+    loss = 1 / (4 * 32) * sum over 128 tokens of ( -(1/50) sum_n log q(x_n) - h )
+
+with h = -(1/50) sum_n log p(x_n) as the cache keeps it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a cache holds is read back as it was, in any order, or refused when it is stale or damaged.
 
-Made by `ranks.py`: 24 samples of 32 tokens, 50 draws a token or the best 7 ids at temperature 2, five samples a shard, so
-that the last of five has four.
+Made by `ranks.py`: 24 samples of 32 tokens, 50 draws a token or the best 7 ids at temperature 2, five samples a shard,
+so that the last of five has four.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_files_and_types(each, single):
 
 
 def test_the_trainer_receives_what_is_read(cache, texts, single):
-    """Of a run with the cache and of one with a live teacher: the same text, and with it what the cache holds for it."""
+    """Of a run with the cache and of one with a live teacher: the same text, and what the cache holds for it."""
     single["distill live"]
     trained, live = (torch.load(single.path / name / "batch.pt", weights_only=True) for name in ("cached", "live"))
     reader = TeacherCache(cache)

@@ -33,10 +33,10 @@ LIVE = "full KL, live teacher"
 TEACHERS = {
     LIVE: [],
     "sampled, 20 draws (default)": ["teacher.samples_per_token=20"],
-    "sampled, 8 draws": ["teacher.samples_per_token=8"],
-    "sampled, 50 draws": ["teacher.samples_per_token=50"],
     "top-k, k = 5": ["teacher.kind=top_k", "teacher.top_k=5"],
+    "sampled, 8 draws": ["teacher.samples_per_token=8"],
     "top-k, k = 12": ["teacher.kind=top_k", "teacher.top_k=12"],
+    "sampled, 50 draws": ["teacher.samples_per_token=50"],
 }
 
 

@@ -80,7 +80,7 @@ def distilled_candidates(config: Config) -> int:
 def search_flops(config: Config, source: Architecture, target: Architecture) -> float:
     """FLOPs of ranking candidates of about the target's size: three passes of each, and of the teacher one for all.
 
-    At a temperature that the stage `teacher` does not serve, it runs beside each candidate.
+    For a loss that no cache can give, the teacher runs beside each candidate.
     """
     count, length = distilled_candidates(config), config.data.seq_length
     tokens = config.prune.search.distill_steps * config.data.global_batch_size * length

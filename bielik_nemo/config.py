@@ -73,10 +73,26 @@ class Teacher:
 
 
 @dataclass
+class DistillWeights:
+    """What the distillation loss is made of: literal weights of a sum, which nothing rescales."""
+
+    forward_kl: float = 1.0  # KL(teacher || student)
+    reverse_kl: float = 0.0  # KL(student || teacher)
+    jensen_shannon: float = 0.0  # between the two
+    cross_entropy: float = 0.0  # on the words of the text; no temperature
+
+
+LIVE_ONLY = ("reverse_kl", "jensen_shannon")
+"""Parts of the loss that need all logits of the teacher, and so the teacher beside the student."""
+
+
+@dataclass
 class Distill:
     """Logit distillation."""
 
+    weights: DistillWeights = field(default_factory=DistillWeights)
     temperature: float = 1.0  # best of 0.1, 0.5, 1, 3 in arXiv 2407.14679 A.5; the Bielik report gives no value
+    jensen_shannon_beta: float = 0.5  # weight of the teacher in the mixture (arXiv 2306.13649); 0.5 is symmetric
     gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
     gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
 
@@ -196,7 +212,8 @@ class Config:
     @property
     def cacheable(self) -> bool:
         """Whether what the stage `teacher` keeps is enough for this distillation; it draws ids at temperature 1."""
-        return self.teacher.kind == "top_k" or self.distill.temperature == 1
+        enough = self.teacher.kind == "top_k" or self.distill.temperature == 1
+        return enough and not any(getattr(self.distill.weights, name) for name in LIVE_ONLY)
 
 
 def compose(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:

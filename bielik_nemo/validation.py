@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import STAGES, Config, view
+from bielik_nemo.config import LIVE_ONLY, STAGES, Config, DistillWeights, view
 from bielik_nemo.config_prune import BlendSource, Target, TextSource
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.keys import nearest
@@ -58,6 +58,7 @@ POSITIVE = (
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
+NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups",)
@@ -227,6 +228,7 @@ def _ranges(config: Config) -> Iterator[str]:
         (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "zero or a positive number"),
         (POSITIVE_OR_NULL, lambda value: value is None or value > 0, "a positive number, or null"),
         (FRACTIONS, lambda value: 0 <= value < 1, "0 up to, not including, 1"),
+        (("distill.jensen_shannon_beta",), lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
         (("run.name", "run.dir"), lambda value: value.strip(), "text that is not blank"),
     ):
         for key, value in view(config, keys).items():
@@ -311,12 +313,26 @@ def _stages(config: Config) -> Iterator[str]:
     ordered = [stage for stage in STAGES if stage in stages]
     if not unknown and stages != ordered:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
-    temperature = config.distill.temperature
-    if "teacher" in stages and not config.cacheable:
+    yield from _distillation(config)
+
+
+def _distillation(config: Config) -> Iterator[str]:
+    weights = asdict(config.distill.weights)
+    if not any(weights.values()):
+        yield f"distill.weights: found none above 0, allowed: at least one of {', '.join(weights)}"
+    if "teacher" not in config.pipeline.stages:
+        return
+    if config.distill.temperature != 1 and config.teacher.kind == "sampled":
         yield (
-            f"distill.temperature: found {temperature}, allowed: 1 with teacher in pipeline.stages and "
+            f"distill.temperature: found {config.distill.temperature}, allowed: 1 with teacher in pipeline.stages and "
             "teacher.kind=sampled"
         )
+    for name in LIVE_ONLY:
+        if weights[name]:
+            yield (
+                f"distill.weights.{name}: found {weights[name]}, allowed: 0 with teacher in pipeline.stages, "
+                "which keeps too little of the teacher for it"
+            )
 
 
 def _search(config: Config) -> Iterator[str]:

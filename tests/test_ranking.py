@@ -14,7 +14,7 @@ import pytest
 
 from bielik_nemo import ranking, ui
 from bielik_nemo.artifacts import Manifest, write_json
-from bielik_nemo.config import Config
+from bielik_nemo.config import Config, DistillWeights
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import DataError, GateError, UserError
 from bielik_nemo.stages import Stage
@@ -125,8 +125,12 @@ def test_one_pass_of_the_teacher_serves_all(run_dir: Path, config: Config):
     assert (runs / "l3" / "teacher").samefile(runs / "shared" / "teacher")
 
 
-def test_at_another_temperature_the_teacher_runs_beside_each(run_dir: Path, config: Config):
-    config.distill.temperature, stages = 2.0, Stages()
+@pytest.mark.parametrize(("key", "value"), [("temperature", 2.0), ("weights", DistillWeights(reverse_kl=0.5))])
+def test_for_a_loss_that_samples_cannot_give_the_teacher_runs_beside_each(
+    key: str, value: object, run_dir: Path, config: Config
+):
+    setattr(config.distill, key, value)
+    stages = Stages()
     ranking.rank(config, run_dir, stages)
     assert [stage for stage, _ in stages.asked] == ["prune", "distill"] * 3
     assert "teacher" not in stages.configs["l3"].pipeline.stages

@@ -98,6 +98,36 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["pipeline.stages=[teacher,distill]", "distill.temperature=2"],
             "distill.temperature: found 2.0, allowed: 1 with teacher in pipeline.stages and teacher.kind=sampled",
         ),
+        (
+            "",
+            ["distill.weights.reverse_kl=-1"],
+            "distill.weights.reverse_kl: found -1.0, allowed: zero or a positive number",
+        ),
+        (
+            "",
+            ["distill.weights.cross_entropy=inf"],
+            "distill.weights.cross_entropy: found inf, allowed: zero or a positive number",
+        ),
+        (
+            "",
+            ["distill.weights.forward_kl=0"],
+            "distill.weights: found none above 0, allowed: at least one of forward_kl, reverse_kl, jensen_shannon",
+        ),
+        (
+            "",
+            ["distill.jensen_shannon_beta=1"],
+            "distill.jensen_shannon_beta: found 1.0, allowed: between 0 and 1, both excluded",
+        ),
+        (
+            "",
+            ["pipeline.stages=[teacher,distill]", "distill.weights.reverse_kl=0.5"],
+            "distill.weights.reverse_kl: found 0.5, allowed: 0 with teacher in pipeline.stages, which keeps too little",
+        ),
+        (
+            "",
+            ["pipeline.stages=[teacher,distill]", "distill.weights.jensen_shannon=1"],
+            "distill.weights.jensen_shannon: found 1.0, allowed: 0 with teacher in pipeline.stages",
+        ),
         ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
         ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, score"),
         ("", ["pipeline.stages=[expor]"], "did you mean export?"),

@@ -1,25 +1,22 @@
 """Distillation from a teacher that has already spoken: the student alone, trained on what `teacher_cache` kept.
 
-A NeMo GPT model whose loss is `losses.sampled_kl` or, of the teacher's most likely ids, `losses.sparse_kl`, and a data
-module that hands what the cache holds with each text.
-Everything else is that of `distillation`: the same `train`, the same order of samples, one global token denominator.
+A NeMo GPT model whose loss is that of `criterion` on what the cache holds (forward KL is `losses.sampled_kl` or, of the
+teacher's most likely ids, `losses.sparse_kl`), and a data module that hands this with each text. Everything else is that
+of `distillation`: the same `train`, the same order of samples, one global token denominator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from nemo.collections import llm
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule
 from nemo.collections.llm.gpt.model.base import gpt_data_step
-from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 from nemo.utils.model_utils import unwrap_model
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -27,8 +24,9 @@ from torch.utils.data import Dataset
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import convert
 from bielik_nemo.engine import model as models
+from bielik_nemo.engine.criterion import Criterion, SumsReduction
 from bielik_nemo.engine.teacher_cache import TeacherCache
-from bielik_nemo.losses import sampled_kl, sparse_kl
+from bielik_nemo.losses import Sampled, TopK
 
 IDS, VALUES = "teacher_ids", "teacher_values"
 
@@ -70,25 +68,15 @@ class CachedDataModule(PreTrainingDataModule):
         self._train_ds = CachedDataset(self._train_ds, TeacherCache(self.teacher_cache))
 
 
-class CachedKLReduction(MaskedTokenLossReduction):
-    """Hands Megatron a sum and a token count, so that it divides once by the global count."""
-
-    def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss sum in nats, number of counted tokens, and both for the log."""
-        count = batch["loss_mask"].sum(dtype=torch.float32)
-        report = torch.stack([forward_out.detach(), count])
-        return forward_out, count.to(torch.int), {"loss_sum_and_ub_size": report}
-
-
 class CachedDistillationModel(llm.GPTModel):
     """The student as a NeMo model, and no teacher.
 
     Args:
         student: architecture after pruning.
+        criterion: the loss, and what is logged beside it.
         dtype: of its parameters.
         seq_length: tokens per sample.
         kind: of the teacher's cache.
-        temperature: of its log-probabilities.
         recompute: which activations are computed again in the backward pass.
         student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
     """
@@ -96,10 +84,10 @@ class CachedDistillationModel(llm.GPTModel):
     def __init__(
         self,
         student: Architecture,
+        criterion: Criterion,
         dtype: str,
         seq_length: int,
         kind: str = "sampled",
-        temperature: float = 1.0,
         recompute: str = "none",
         student_hf: str = "",
         optim: Any = None,
@@ -107,8 +95,8 @@ class CachedDistillationModel(llm.GPTModel):
     ):
         config = models.gpt_config(student, dtype=dtype, seq_length=seq_length, recompute=recompute)
         super().__init__(config, optim=optim, tokenizer=tokenizer)
-        self.student, self.student_hf = student, student_hf
-        self.kind, self.temperature = kind, temperature
+        self.student, self.criterion, self.student_hf = student, criterion, student_hf
+        self.teacher = {"sampled": Sampled, "top_k": TopK}[kind]
 
     def configure_model(self) -> None:
         """Build the student in the trainer's layout.
@@ -122,7 +110,7 @@ class CachedDistillationModel(llm.GPTModel):
         self.module = models.build(self.config, self.student)
         if self.student_hf:
             convert.load_hf(self.module, Path(self.student_hf), self.student)
-        _learn_from_cache(self.module, self.student.vocab_size, self.kind, self.temperature)
+        _learn_from_cache(self.module, self.criterion, self.teacher)
 
     @property
     def core_module(self) -> GPTModel:
@@ -130,11 +118,15 @@ class CachedDistillationModel(llm.GPTModel):
         return unwrap_model(self.module)
 
     @property
-    def training_loss_reduction(self) -> CachedKLReduction:
+    def training_loss_reduction(self) -> SumsReduction:
         """The reduction that NeMo calls after each micro-batch."""
         if not self._training_loss_reduction:
-            self._training_loss_reduction = CachedKLReduction()
+            self._training_loss_reduction = SumsReduction(lambda _, sums: sums, self.criterion.names)
         return self._training_loss_reduction
+
+    def step_metrics(self) -> dict[str, float]:
+        """What the last step measured beside the loss; a collective of the pipeline."""
+        return self.training_loss_reduction.step_metrics()
 
     def data_step(self, dataloader_iter: Iterator) -> dict[str, Tensor]:
         """NeMo's batch, on the last pipeline stage with what the teacher said."""
@@ -144,29 +136,28 @@ class CachedDistillationModel(llm.GPTModel):
         return found | {key: batch[key].cuda(non_blocking=True) if last else None for key in (IDS, VALUES)}
 
     def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One micro-batch; the last pipeline stage returns the sum of its losses."""
+        """One micro-batch; the last pipeline stage returns the sums of `Criterion.measure`."""
         return self(
             batch["tokens"],
             batch["position_ids"],
             batch.get("attention_mask"),
-            labels=(batch[IDS], batch[VALUES], batch["loss_mask"]),
+            labels=(batch[IDS], batch[VALUES], batch["labels"], batch["loss_mask"]),
         )
 
 
-def _learn_from_cache(model: GPTModel, vocab_size: int, kind: str, temperature: float) -> None:
-    """Let the loss in training be that of the cache, where the logits are: a wrapper would copy them to fp32.
+def _learn_from_cache(model: GPTModel, criterion: Criterion, teacher: type[Sampled | TopK]) -> None:
+    """Let the loss in training be the criterion's, where the logits are: a wrapper copies them to fp32 on the way out.
 
     While training, what Megatron calls labels is the teacher's ids `[b, s, n]`, its surprisal `[b, s]` or
-    log-probabilities `[b, s, n]`, and the mask.
+    log-probabilities `[b, s, n]`, labels and mask.
     """
     measure = model.compute_language_model_loss
-    loss = {"sampled": sampled_kl, "top_k": partial(sparse_kl, temperature=temperature)}[kind]
 
     def compute_language_model_loss(self: GPTModel, labels: Any, logits: Tensor) -> Tensor:
         if not self.training:
             return measure(labels, logits)
-        ids, values, mask = (each.transpose(0, 1) for each in labels)
-        total, _ = loss(logits, ids, values, mask, vocab_size=vocab_size, tp_group=models.tp_group())
-        return total
+        ids, values, words, mask = labels
+        said = teacher(ids.transpose(0, 1), values.transpose(0, 1))
+        return criterion.measure(logits, said, words, mask)
 
     model.compute_language_model_loss = MethodType(compute_language_model_loss, model)

@@ -1,8 +1,9 @@
 """Student and teacher in one Megatron model: Model Optimizer's distillation, with our loss.
 
 NeMo's `DistillationGPTModel` runs the frozen teacher beside the student on every pipeline stage and carries both hidden
-streams between stages; Model Optimizer captures both logits. Replaced here is only the criterion: `losses.forward_kl`
-(padded columns never count, T^2, one global token denominator) instead of NeMo's, and the reduction that fits it.
+streams between stages; Model Optimizer captures both logits. Replaced here is only the criterion: `losses.mixture`
+(padded columns never count, T^2, literal weights, one global token denominator) instead of NeMo's, and the reduction
+that fits it; see `criterion`.
 """
 
 from __future__ import annotations
@@ -13,57 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import modelopt.torch.distill as mtd
-import torch
 from megatron.core import parallel_state
 from nemo.collections import llm
 from nemo.collections.llm.modelopt.distill.model import DistillationGPTModel
 from nemo.collections.llm.modelopt.distill.utils import DistillationConfig, adjust_distillation_model_for_mcore
-from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 from nv_one_logger.api.one_logger_provider import OneLoggerProvider
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import checkpoint, convert, datasets
 from bielik_nemo.engine import model as models
+from bielik_nemo.engine.criterion import Criterion, SumsReduction
 from bielik_nemo.errors import GateError
-from bielik_nemo.losses import forward_kl
 
 LOGITS = ("output_layer", "output_layer")
-
-
-class ForwardKL(torch.nn.modules.loss._Loss):
-    """Model Optimizer's criterion interface over `losses.forward_kl`."""
-
-    def __init__(self, temperature: float, vocab_size: int):
-        super().__init__()
-        self.temperature = temperature
-        self.vocab_size = vocab_size
-
-    def forward(self, student: Any, teacher: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`(sum, count)` of captured logits `([s, b, v/tp], bias)`; mask is Megatron's `[b, s]`."""
-        return forward_kl(
-            student[0],
-            teacher[0],
-            mask.transpose(0, 1),
-            temperature=self.temperature,
-            vocab_size=self.vocab_size,
-            tp_group=models.tp_group(),
-        )
-
-
-class KDLossReduction(MaskedTokenLossReduction):
-    """Hands Megatron a sum and a token count, so that it divides once by the global count."""
-
-    def __init__(self, distillation_model: Any):
-        super().__init__()
-        self.distillation_model = distillation_model
-
-    def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss sum in nats, number of counted tokens, and both for the log."""
-        losses = self.distillation_model.compute_kd_loss(skip_balancer=True, mask=batch["loss_mask"])
-        ((total, count),) = losses.values()
-        report = torch.stack([total.detach(), count])
-        return total, count.to(torch.int), {"loss_sum_and_ub_size": report}
 
 
 @dataclass
@@ -106,7 +70,7 @@ class DistillationModel(DistillationGPTModel):
         teacher: architecture of the source model.
         teacher_checkpoint: Megatron checkpoint of the teacher, of any layout.
         gate: checks the loaded teacher.
-        temperature: of the distillation loss.
+        criterion: the loss, and what is logged beside it.
         dtype: of the parameters of both.
         seq_length: tokens per sample.
         recompute: which of the student's activations are computed again in the backward pass.
@@ -119,7 +83,7 @@ class DistillationModel(DistillationGPTModel):
         teacher: Architecture,
         teacher_checkpoint: str,
         gate: TeacherGate,
-        temperature: float,
+        criterion: Criterion,
         dtype: str,
         seq_length: int,
         recompute: str = "none",
@@ -135,7 +99,7 @@ class DistillationModel(DistillationGPTModel):
             tokenizer=tokenizer,
         )
         self.student, self.teacher, self.student_hf = student, teacher, student_hf
-        self.gate, self.temperature = gate, temperature
+        self.gate, self.criterion = gate, criterion
 
     def configure_model(self) -> None:
         """Build student and teacher in the trainer's layout and join them.
@@ -165,7 +129,7 @@ class DistillationModel(DistillationGPTModel):
                     "kd_loss",
                     {
                         "teacher_model": teacher,
-                        "criterion": {LOGITS: ForwardKL(self.temperature, self.student.vocab_size)} if last else {},
+                        "criterion": {LOGITS: self.criterion} if last else {},
                         "loss_balancer": None,
                     },
                 )
@@ -179,11 +143,20 @@ class DistillationModel(DistillationGPTModel):
         self.module = joined
 
     @property
-    def training_loss_reduction(self) -> KDLossReduction:
+    def training_loss_reduction(self) -> SumsReduction:
         """The reduction that NeMo calls after each micro-batch."""
         if not self._training_loss_reduction:
-            self._training_loss_reduction = KDLossReduction(self.core_module)
+            self._training_loss_reduction = SumsReduction(self._measure, self.criterion.names)
         return self._training_loss_reduction
+
+    def _measure(self, batch: dict[str, Tensor], _: Tensor) -> Tensor:
+        losses = self.core_module.compute_kd_loss(skip_balancer=True, labels=batch["labels"], mask=batch["loss_mask"])
+        (sums,) = losses.values()
+        return sums
+
+    def step_metrics(self) -> dict[str, float]:
+        """What the last step measured beside the loss; a collective of the pipeline."""
+        return self.training_loss_reduction.step_metrics()
 
 
 def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: Any, optim: Any) -> Any:

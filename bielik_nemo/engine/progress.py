@@ -1,7 +1,7 @@
 """What is seen of a training run: `metrics.jsonl`, a progress bar, and the student's loss on the held-out tokens.
 
-Only the held-out loss communicates, on every rank alike. NeMo's own progress printer calls collectives on rank 0 only
-and so hangs gloo groups (nemo 2.7.3).
+Only the held-out loss and a module's `step_metrics` communicate, on every rank alike. NeMo's own progress printer calls
+collectives on rank 0 only and so hangs gloo groups (nemo 2.7.3).
 """
 
 from __future__ import annotations
@@ -81,11 +81,12 @@ class TrainingProgress(pl.Callback):
             self._record(
                 trainer,
                 loss=loss,
+                **getattr(module, "step_metrics", dict)(),
                 lr=trainer.optimizers[0].param_groups[0]["lr"],
                 grad_norm=float(trainer.callback_metrics.get("grad_norm", math.nan)),
                 tokens_per_second=round(rate, 1),
             )
-            self.info = f"KL {loss:.3f}  {rate:.0f} tokens/s"
+            self.info = f"loss {loss:.3f}  {rate:.0f} tokens/s"
         self.advance(getattr(self, "info", ""))
         if step % self.validate_every == 0 or last:
             self._validate(trainer, module)

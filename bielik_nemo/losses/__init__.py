@@ -4,11 +4,30 @@ The sum runs over the counted tokens of this rank's batch and is the same on eve
 what the trainer adds up over micro-batches and data-parallel ranks before it divides once.
 """
 
+from bielik_nemo.losses.agreement import agreement, most_likely
 from bielik_nemo.losses.cross_entropy import cross_entropy
 from bielik_nemo.losses.forward_kl import forward_kl
 from bielik_nemo.losses.jensen_shannon import jensen_shannon
+from bielik_nemo.losses.mixture import PARTS, Sampled, Teacher, TopK, favourite, mixture
 from bielik_nemo.losses.reverse_kl import reverse_kl
 from bielik_nemo.losses.sampled_kl import draw, sampled_kl
 from bielik_nemo.losses.sparse_kl import sparse_kl, top_k
 
-__all__ = ["cross_entropy", "draw", "forward_kl", "jensen_shannon", "reverse_kl", "sampled_kl", "sparse_kl", "top_k"]
+__all__ = [
+    "PARTS",
+    "Sampled",
+    "Teacher",
+    "TopK",
+    "agreement",
+    "cross_entropy",
+    "draw",
+    "favourite",
+    "forward_kl",
+    "jensen_shannon",
+    "mixture",
+    "most_likely",
+    "reverse_kl",
+    "sampled_kl",
+    "sparse_kl",
+    "top_k",
+]

@@ -195,7 +195,9 @@ GRAPH = {
             "distill",
             keys=(
                 "model.dtype",
+                "distill.weights",
                 "distill.temperature",
+                "distill.jensen_shannon_beta",
                 "optim",
                 "data.seq_length",
                 "data.global_batch_size",

@@ -21,6 +21,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.engine import checkpoint, distributed, training
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
+from bielik_nemo.engine.criterion import Criterion
 from bielik_nemo.engine.distillation import DistillationModel, train
 from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
@@ -61,7 +62,7 @@ def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         teacher=_shape(run_dir / "import_hf"),
         teacher_checkpoint=str(run_dir / "import_hf" / "megatron"),
         gate=teacher.gate(config, run_dir),
-        temperature=config.distill.temperature,
+        criterion=_criterion(config, run_dir),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
@@ -75,16 +76,26 @@ def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     model = run_.Config(
         CachedDistillationModel,
         student=_shape(run_dir / "prune"),
+        criterion=_criterion(config, run_dir),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         kind=config.teacher.kind,
-        temperature=config.distill.temperature,
         recompute=config.trainer.recompute,
     )
     data = teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
     fdl.update_callable(data, CachedDataModule)
     data.teacher_cache = str(run_dir / "teacher")
     return model, data
+
+
+def _criterion(config: Config, run_dir: Path) -> run_.Config[Criterion]:
+    return run_.Config(
+        Criterion,
+        weights=asdict(config.distill.weights),
+        temperature=config.distill.temperature,
+        beta=config.distill.jensen_shannon_beta,
+        vocab_size=Architecture.from_json(run_dir / "prune" / "architecture.json").vocab_size,
+    )
 
 
 def _shape(directory: Path) -> run_.Config[Architecture]:
@@ -108,5 +119,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     if distributed.rank() == 0:
         shutil.copyfile(run_dir / "prune" / "architecture.json", here / "architecture.json")
     record = last_step(here / "metrics.jsonl")
-    ui.say(f"  KL {record['loss']:.4f} nats per token after {record['tokens']:,} tokens")
-    return {"loss": record["loss"], "tokens": record["tokens"], "tokens_per_second": record["tokens_per_second"]}
+    ui.say(
+        f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "
+        f"top word the teacher's for {record['agreement']:.1%} of the last"
+    )
+    return {key: record[key] for key in ("loss", "agreement", "tokens", "tokens_per_second")}

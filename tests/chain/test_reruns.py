@@ -43,6 +43,8 @@ CHANGES = {
     "prune.compensation.ffn=true prune.compensation.samples=8": AFTER_PRUNE,
     "prune.streaming=true": AFTER_PRUNE,
     "distill.temperature=2": AFTER_DISTILL,
+    "distill.weights.cross_entropy=0.1": AFTER_DISTILL,
+    "distill.jensen_shannon_beta=0.1": AFTER_DISTILL,
     "optim.lr=1e-3": AFTER_DISTILL,
     "optim.clip_grad=0.5": AFTER_DISTILL,
     "trainer.max_steps=8": AFTER_DISTILL,

@@ -43,6 +43,8 @@ COMPENSATIONS = {  # name -> cut, layers that stay (no gap crosses a pipeline bo
     "blocks": ({"num_layers": 3}, [0, 2, 3], NONE | {"blocks": True}),
     "all": (PRUNINGS["all"], [0, 2], ALL),
 }
+MIXTURE = {"forward_kl": 1.0, "reverse_kl": 0.5, "jensen_shannon": 2.0, "cross_entropy": 0.25}
+KEPT = {"forward_kl": 1.0, "cross_entropy": 0.5}  # a loss for which samples of the teacher are enough
 PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
 NEW_TOKENS = 40
 
@@ -266,8 +268,13 @@ class Layout:
         temperature: float = 2.0,
         cached: str = "",
         recompute: str = "none",
+        uneven: bool = False,
+        weights: dict[str, float] | None = None,
     ) -> None:
-        """A few steps; leaves metrics.jsonl, and with one process the first global batch."""
+        """A few steps; leaves metrics.jsonl, and with one process the first global batch.
+
+        Where the masks are uneven, what counts of a sequence is as many tokens as its first label says, modulo 33.
+        """
         from bielik_nemo.engine import cpu, distributed
 
         cpu.enable()
@@ -277,6 +284,7 @@ class Layout:
 
         from bielik_nemo.architecture import Architecture
         from bielik_nemo.engine import cached_distillation, checkpoint, distillation, training
+        from bielik_nemo.engine.criterion import Criterion
 
         batches: list = []
         parent = cached_distillation.CachedDistillationModel if cached else distillation.DistillationModel
@@ -284,6 +292,9 @@ class Layout:
         class Recording(parent):
             def data_step(self, iterator):
                 batch = super().data_step(iterator)
+                if uneven and batch["loss_mask"] is not None:
+                    counted = batch["labels"][:, :1] % (SEQ_LENGTH + 1)
+                    batch["loss_mask"] = (torch.arange(SEQ_LENGTH) < counted).float()
                 if self.training:
                     batches.append({key: value.clone() for key, value in batch.items() if value is not None})
                 return batch
@@ -297,15 +308,26 @@ class Layout:
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
         }
         held_out = training.held_out(config, self.inputs / "held_out")
+        criterion = run.Config(
+            Criterion,
+            weights=weights or {"forward_kl": 1.0},
+            temperature=1.0 if cached == "sampled" else temperature,
+            beta=0.5,
+            vocab_size=self.architecture(kind).vocab_size,
+        )
         model = run.Config(
-            Recording, student=shapes["student"], dtype="float32", seq_length=SEQ_LENGTH, recompute=recompute
+            Recording,
+            student=shapes["student"],
+            criterion=criterion,
+            dtype="float32",
+            seq_length=SEQ_LENGTH,
+            recompute=recompute,
         )
         if cached:
-            model.kind, model.temperature = cached, temperature
+            model.kind = cached
         else:
             model.teacher, model.teacher_checkpoint = shapes["teacher"], str(self.megatron(kind))
             model.gate = run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02)
-            model.temperature = temperature
         task = run.Partial(
             distillation.train,
             model=model,
@@ -329,12 +351,13 @@ class Layout:
         self.record(f"distill {name}", "done")
 
     def train(self) -> None:
-        for kind in ("llama", "tied"):
-            self.distill(kind, kind)
+        """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""
+        self.distill("llama", "llama")
+        self.distill("tied", "tied", uneven=True, weights=MIXTURE)
 
     def splits(self) -> None:
         for size in (1, 4):
-            self.distill(f"split{size}", "llama", micro_batch_size=size, steps=1)
+            self.distill(f"split{size}", "tied", micro_batch_size=size, steps=1, uneven=True, weights=MIXTURE)
 
     def recomputed(self) -> None:
         for recompute in ("selective", "full"):
@@ -342,12 +365,12 @@ class Layout:
 
     def cached(self) -> None:
         """The same from the teacher's samples that one process left."""
-        self.distill("cached", "llama", cached="sampled")
+        self.distill("cached", "llama", cached="sampled", weights=KEPT)
 
     def compared(self) -> None:
         """A live teacher at the temperature of the samples, another split into micro-batches, the most likely ids."""
-        self.distill("live", "llama", temperature=1.0)
-        self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached="sampled")
+        self.distill("live", "llama", temperature=1.0, weights=KEPT)
+        self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached="sampled", weights=KEPT)
         self.distill("cached top_k", "llama", steps=1, cached="top_k")
 
     def killed(self) -> None:

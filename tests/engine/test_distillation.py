@@ -2,15 +2,17 @@
 
 Teacher 4 layers, FFN 96; student 2 layers, FFN 64; random weights; temperature 2; 4 sequences of 32 tokens a step. The
 vocabulary of `llama` is 263, padded to 384 (192 columns for each of two ranks, 71 real ones on the second); `tied`
-shares its embedding, of which two pipeline stages hold a copy each. The reference is
+shares its embedding, of which two pipeline stages hold a copy each. The reference for `llama` is
 
     loss = 4 / (4 * 32) * sum over 128 tokens of KL(softmax(teacher / 2) || softmax(student / 2))
 
-in float64, and its gradient by autograd.
+in float64, and its gradient by autograd. `tied` learns from `ranks.MIXTURE` on sequences of which uneven numbers of
+tokens count, so that micro-batches and data-parallel ranks differ in their counts.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -35,11 +37,18 @@ def held_out(metrics: list[dict]) -> list[dict]:
     return [record for record in metrics if "held_out_loss" in record]
 
 
+def same(found: dict, wanted: dict, rel: float) -> bool:
+    """Whether two records agree; one token of 128 may be so near to a tie that rounding decides it."""
+    agreed = abs(found.get("agreement", 0) - wanted.get("agreement", 0)) < 1.5 / 128
+    found, wanted = ({key: record[key] for key in record if key != "agreement"} for record in (found, wanted))
+    return agreed and found == pytest.approx(wanted, rel=rel)
+
+
 @pytest.fixture(scope="module")
 def reference(single, inputs):
-    """By kind: loss and gradient norm of the first step, in float64 with plain transformers."""
+    """By kind: metrics of the first step, in float64 with plain transformers."""
 
-    def compute(kind: str) -> tuple[float, float]:
+    def compute(kind: str, weights: dict[str, float]) -> dict[str, float]:
         single[f"distill {kind}"]
         batch = torch.load(single.path / kind / "batch.pt", weights_only=True)
         assert batch["tokens"].shape == (4, 32)
@@ -48,33 +57,55 @@ def reference(single, inputs):
             for name in (kind, f"{kind}_student")
         )
         with torch.no_grad():
-            p = (teacher(batch["tokens"]).logits / 2).log_softmax(-1)
-        q = (student(batch["tokens"]).logits / 2).log_softmax(-1)
-        loss = 4 * (p.exp() * (p - q)).sum(-1).mean()
+            from_teacher = teacher(batch["tokens"]).logits
+        logits = student(batch["tokens"]).logits
+        p, q = ((each / 2).log_softmax(-1) for each in (from_teacher, logits))
+        r = torch.logaddexp(p, q) - math.log(2)
+        tokens = {
+            "forward_kl": 4 * (p.exp() * (p - q)).sum(-1),
+            "reverse_kl": 4 * (q.exp() * (q - p)).sum(-1),
+            "jensen_shannon": 2 * (p.exp() * (p - r)).sum(-1) + 2 * (q.exp() * (q - r)).sum(-1),
+            "cross_entropy": -logits.log_softmax(-1).gather(-1, batch["labels"].unsqueeze(-1)).squeeze(-1),
+            "agreement": (from_teacher.argmax(-1) == logits.argmax(-1)).double(),
+        }
+        mask = batch["loss_mask"]
+        means = {name: (each * mask).sum() / mask.sum() for name, each in tokens.items()}
+        loss = sum(weight * means[name] for name, weight in weights.items())
         loss.backward()
         squares = [parameter.grad.square().sum() for parameter in student.parameters()]
-        return loss.item(), torch.stack(squares).sum().sqrt().item()
+        shown = {name: means[name].item() for name in (*weights, "agreement")}
+        shown["kl"] = shown.pop("forward_kl")
+        return {"loss": loss.item(), "grad_norm": torch.stack(squares).sum().sqrt().item()} | shown
 
-    return {kind: compute(kind) for kind in KINDS}
+    return {"llama": compute("llama", {"forward_kl": 1.0}), "tied": compute("tied", ranks.MIXTURE)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_step_is_that_of_plain_transformers(kind, single, reference):
-    loss, norm = reference[kind]
+    """Loss, its parts, agreement, and the gradient's norm."""
+    wanted = reference[kind]
     first = training(single.metrics(kind))[0]
-    assert first["step"] == 1
-    assert first["loss"] == pytest.approx(loss, rel=1e-5)
-    assert first["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    assert loss > 0.5
-    assert norm > 0.3  # above optim.clip_grad: the norm is the one before clipping
+    assert first.keys() - wanted.keys() == {"step", "lr", "tokens"}
+    assert same({key: first[key] for key in wanted}, wanted, rel=1e-5)
+    assert wanted["loss"] > 0.5
+    assert wanted["grad_norm"] > 0.3  # above optim.clip_grad: the norm is the one before clipping
+
+
+def test_uneven_masks_are_uneven(single):
+    """In the first step: another number in each of the two micro-batches of two, and so on each of two ranks."""
+    single["distill tied"]
+    mask = torch.load(single.path / "tied" / "batch.pt", weights_only=True)["loss_mask"]
+    one, two = mask[:2].sum().item(), mask[2:].sum().item()
+    assert 0 < one != two > 0
+    assert mask.sum() < 128
 
 
 @on_two_ranks
 @pytest.mark.parametrize("kind", KINDS)
-def test_first_step_is_the_same_under_every_layout(kind, layout, single):
-    one, two = (training(results.metrics(kind))[0] for results in (single, layout))
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+def test_first_step_is_the_same_under_every_layout(kind, layout, reference):
+    """And so that of plain transformers: the gradient is divided once, by the global count, on every rank."""
+    first = training(layout.metrics(kind))[0]
+    assert same({key: first[key] for key in reference[kind]}, reference[kind], rel=1e-5)
 
 
 @on_two_ranks
@@ -84,14 +115,13 @@ def test_whole_runs_are_the_same_under_every_layout(kind, layout, single):
     one, two = single.metrics(kind), layout.metrics(kind)
     assert [record.keys() for record in one] == [record.keys() for record in two]
     for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-4)
+        assert same(b, a, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_split_into_micro_batches_changes_nothing(size, single):
-    whole, split = (training(single.metrics(name))[0] for name in ("llama", f"split{size}"))
-    assert split["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-    assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+    whole, split = (training(single.metrics(name))[0] for name in ("tied", f"split{size}"))
+    assert same(split, whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
@@ -290,19 +320,3 @@ def test_a_bad_teacher_stops_the_stage_before_the_first_step(teacher, error, nam
     assert not (here / "megatron").exists()
     assert not (here / "metrics.jsonl").exists()
     assert not list(here.rglob("*.distcp"))
-
-
-def test_criterion_is_the_loss_on_captured_logits():
-    """Model Optimizer hands over (logits, bias) in [s, b, v] and Megatron's mask [b, s]; 3 of 4 tokens count."""
-    from bielik_nemo.engine.distillation import ForwardKL
-    from bielik_nemo.losses import forward_kl
-
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 2, 8, generator=generator) for _ in range(2))
-    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    with distributed.model_parallel():
-        total, count = ForwardKL(2.0, 7)((student, None), (teacher, None), mask)
-    expected, _ = forward_kl(student, teacher, mask.T, temperature=2.0, vocab_size=7)
-    other, _ = forward_kl(student, teacher, mask, temperature=2.0, vocab_size=7)
-    assert total == expected != other
-    assert count == 3

@@ -92,6 +92,19 @@ def test_what_is_recorded(tmp_path):
     assert seconds == sorted(seconds)
 
 
+def test_what_the_module_measured_stands_beside_the_loss(tmp_path):
+    """Asked for on every rank and only where a record is due: a collective."""
+    for first in (True, False):
+        path, asked = tmp_path / f"{first}.jsonl", []
+        run = Run(path, first=first)
+        run.module.step_metrics = lambda asked=asked: asked.append(1) or {"kl": 1.5, "agreement": 0.25}
+        run.go(4)
+        assert len(asked) == 2
+    record = progress.last_step(tmp_path / "True.jsonl")
+    assert list(record)[:4] == ["step", "loss", "kl", "agreement"]
+    assert (record["kl"], record["agreement"]) == (1.5, 0.25)
+
+
 def test_a_resumed_run_drops_what_it_does_again_and_keeps_the_clock(tmp_path):
     """Killed after step 5 with a half line, resumed from the checkpoint of step 4."""
     path = tmp_path / "metrics.jsonl"

@@ -1,17 +1,18 @@
 """Time and memory of the distillation loss, forward and backward, against two other ways to compute it.
 
-    python benchmarks/forward_kl.py --tokens 2048 --vocab 32128
+    python benchmarks/kd_loss.py
 
-For bf16 and for fp32 logits `[tokens, 1, vocab]` at temperature 1, on a GPU where there is one:
+For bf16 and for fp32 logits of 2^26 numbers, 2088 tokens of 32128 words and 512 of 131072, at temperature 1,
+on a GPU where there is one:
 - bielik_nemo: `losses.forward_kl`, in chunks of tokens, the gradient written while the loss is computed;
 - plain torch: `F.kl_div` of two fp32 `log_softmax`, through autograd;
 - Model Optimizer: its `LogitsKLLoss`, where it can be imported (10 seconds).
 
 Every round runs all of them once, one after the other in the same process, so that a change of the machine's load meets
-them all; the first round is not counted. Seconds are the median (least - most) of the rounds, and a ratio is the median
-of the rounds' own ratios to bielik_nemo. Memory is the most that torch held at once in one more run beyond the logits,
-the student's gradient included: read from the allocator on a GPU, and on a CPU from the profiler's record of all
-allocations.
+them all; the first round is not counted. Seconds are CPU time (of all threads; on a GPU wall time), the median of the
+rounds, with the least and the most. Ratios are bielik_nemo's to the other's, of time the median of the rounds' own.
+Memory is the most that torch held at once in one more run beyond the logits, the student's gradient included: read from
+the allocator on a GPU, and on a CPU from the profiler's record of all allocations.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ def losses() -> dict[str, Loss]:
 
 
 def seconds(step: Callable[[], object], device: str) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
+    """CPU time of one run, of all threads; on a GPU wall time."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_bytes(step: Callable[[], object], device: str) -> int:
@@ -99,7 +101,7 @@ def machine(device: str) -> str:
 
 
 def compare(candidates: dict[str, Loss], dtype: torch.dtype, tokens: int, vocab: int, rounds: int, device: str) -> None:
-    """Measure one dtype and print a row per loss."""
+    """Measure one shape and print a row of the table per loss."""
     torch.manual_seed(0)
     student, teacher = (torch.randn(tokens, 1, vocab, device=device).mul_(3).to(dtype) for _ in range(2))
     student.requires_grad_()
@@ -122,25 +124,29 @@ def compare(candidates: dict[str, Loss], dtype: torch.dtype, tokens: int, vocab:
     peaks = {name: peak_bytes(lambda loss=loss: run(loss), device) for name, loss in candidates.items()}
     base, base_peak = times["bielik_nemo"], peaks["bielik_nemo"]
     for name, ts in times.items():
-        ratio = statistics.median(t / b for t, b in zip(ts, base, strict=True))
-        row = f"{str(dtype)[6:]:9} {name:16} {statistics.median(ts):8.4f} ({min(ts):.4f} - {max(ts):.4f})"
-        print(f"{row} {ratio:7.2f} x {peaks[name] / 2**20:9.0f} MiB {peaks[name] / base_peak:7.2f} x")
+        ratio = statistics.median(b / t for t, b in zip(ts, base, strict=True))
+        spread = f"{statistics.median(ts):.2f} ({min(ts):.2f} - {max(ts):.2f})"
+        memory = f"{peaks[name] / 2**20:,.0f} MiB"
+        print(f"| {vocab} x {tokens} | {str(dtype)[6:]} | {name} ", end="")
+        print(f"| {spread} | {ratio:.2f} | {memory} | {base_peak / peaks[name]:.2f} |")
 
 
 def main() -> None:
     """Read the options, print the table."""
-    parser = argparse.ArgumentParser(description="Compare time and memory of forward KL losses.")
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--vocab", type=int, default=32128)
+    parser = argparse.ArgumentParser(description="Compare time and memory of distillation losses.")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[32128, 131072])
+    parser.add_argument("--numbers", type=int, default=2**26, help="logits of one model: tokens times vocabulary")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes between the rows
     device = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = losses()
-    print(f"{args.tokens} tokens, vocabulary {args.vocab}, {args.rounds} rounds; {machine(device)}")
-    print(f"{'logits':9} {'loss':16} {'seconds: median (least - most)':>29} {'ratio':>6} {'peak':>13} {'ratio':>9}")
-    for dtype in (torch.bfloat16, torch.float32):
-        compare(candidates, dtype, args.tokens, args.vocab, args.rounds, device)
+    print(f"{args.rounds} rounds; {machine(device)}\n")
+    print("| words x tokens | logits | loss | seconds | ours / theirs | peak memory | ours / theirs |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for vocab in args.vocab:
+        for dtype in (torch.bfloat16, torch.float32):
+            compare(candidates, dtype, args.numbers // vocab, vocab, args.rounds, device)
 
 
 if __name__ == "__main__":

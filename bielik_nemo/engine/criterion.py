@@ -80,7 +80,8 @@ class SumsReduction(MaskedTokenLossReduction):
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss sum in nats, number of counted tokens, and all sums for the log."""
         sums = self.measure(batch, forward_out)
-        return sums[0], sums[-1].detach().to(torch.int), {"sums": sums.detach()}
+        # A tensor of its own: Megatron's pipeline schedule frees it, and will not free a view.
+        return sums[0].clone(), sums[-1].detach().to(torch.int), {"sums": sums.detach()}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss per counted token over micro-batches and data-parallel ranks, in nats."""

@@ -3,8 +3,8 @@
 Zero-shot loss misleads: candidates change places during the first few hundred steps, then settle (arXiv 2407.14679
 section 4: 400 steps, 1.8 billion tokens). So the `top_k` first candidates are runs of their own in `search/runs/<name>`
 through the same stages as any run, and what skips finished stages and resumes interrupted ones there does so here.
-Import, text and scores are links to the whole run's. One pass of the teacher, in `search/runs/shared`, serves all (for a
-loss that what it leaves cannot give, see `Config.cacheable`, the teacher runs beside each candidate).
+Import, text and scores are links to the whole run's. One pass of the teacher, in `search/runs/shared`, serves all (for
+a loss that needs more than it leaves, see `Config.cacheable`, the teacher runs beside each candidate).
 Each candidate has warm-up and cosine of its own, in proportion to those of the whole run.
 """
 

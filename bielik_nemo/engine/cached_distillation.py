@@ -1,8 +1,8 @@
 """Distillation from a teacher that has already spoken: the student alone, trained on what `teacher_cache` kept.
 
 A NeMo GPT model whose loss is that of `criterion` on what the cache holds (forward KL is `losses.sampled_kl` or, of the
-teacher's most likely ids, `losses.sparse_kl`), and a data module that hands this with each text. Everything else is that
-of `distillation`: the same `train`, the same order of samples, one global token denominator.
+teacher's most likely ids, `losses.sparse_kl`), and a data module that hands this with each text. Everything else is
+that of `distillation`: the same `train`, the same order of samples, one global token denominator.
 """
 
 from __future__ import annotations

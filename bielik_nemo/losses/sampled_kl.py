@@ -8,9 +8,11 @@ p (temperature 1), and their mean surprisal h = -(1/N) sum_n log p(x_n) is kept 
 whose means over draws are KL(p || q) and its gradient, so that training follows forward KL at full width without bias;
 the teacher's k most likely tokens alone would not do that. A single token's value can be negative.
 
-Deviation: the source needs no h, which moves no gradient. The entropy H(p), the mean of h, would do for the value; with
-h, from the same draws, the value's variance is that of log(p / q), about 2 KL / N for a student that is near, instead
-of that of log q, and a student that equals the teacher has loss 0.
+Deviations: `engine.teacher_pass` draws the ids of a token by evenly spaced numbers, whose counts have the same mean and
+less variance than those of independent ones. And the source needs no h, which moves no gradient. The entropy H(p), the
+mean of h, would do for the value; with h, from the same draws, the value's variance is that of log(p / q), for
+independent draws about 2 KL / N for a student that is near, instead of that of log q, and a student that equals the
+teacher has loss 0.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ With `sampled`, ids stand once for each token that they were drawn for, and one 
                                                  ones up to and with bit j) - 1 among the sample's ids.
     surprisal  [samples, seq_length]             float16, nats: mean of -log p over the draws
 
-which is 2 d + N / 8 + 2 bytes for a token with d different ids; of N = 20 draws 9 are different on English prose. Half
-precision costs the value of a token's loss 4e-4 nats on average, in either direction, and the gradient nothing.
-With `top_k`
+which is 2 d (3 d with `ids_high`) + N / 8 + 2 bytes for a token with d different ids; of N = 20 draws 9 are different
+on English prose. Half precision costs the value of a token's loss 4e-4 nats on average, in either direction, and the
+gradient nothing. With `top_k`
 
     ids        [samples, seq_length, k]          the most likely first
     log_probs  [samples, seq_length, k]          float16, nats: log_softmax(z / temperature), not renormalised over k

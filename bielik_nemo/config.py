@@ -66,10 +66,10 @@ class Teacher:
     """What the stage `teacher` keeps of the source model's predictions, for distillation without it in memory."""
 
     kind: str = "sampled"  # ids drawn from its softmax: forward KL without bias; top_k: its most likely ids
-    # 22 bytes a token on English prose, where 9 of the 20 evenly spaced draws differ and leave as much noise in the
+    # 23 bytes a token on English prose, where 9 of the 20 evenly spaced draws differ and leave as much noise in the
     # gradient as 42 independent ones (arXiv 2503.16870: 50). Noise falls as 1 / n ** 1.25, size grows as n ** 0.73.
     samples_per_token: int = 20
-    top_k: int = 12  # 4 bytes each; only these serve a distill.temperature other than 1
+    top_k: int = 12  # 4 bytes each; only this kind serves a distill.temperature other than 1
 
 
 @dataclass

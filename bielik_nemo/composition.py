@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 from urllib.parse import quote
 
 import yaml
@@ -46,8 +46,15 @@ SCHEMA = "bielik_nemo_schema"
 
 
 def register_schema() -> None:
-    """Make `Config` known to Hydra under the name that conf/config.yaml starts from."""
-    ConfigStore.instance().store(name=SCHEMA, node=Config, provider="bielik_nemo")
+    """Make `Config` known to Hydra under the name that conf/config.yaml starts from.
+
+    Hydra lets no override add a name, not even to a table whose names are the user's: those are open.
+    """
+    schema = OmegaConf.structured(Config)
+    for key in dotted_keys(Config):
+        if get_origin(type_at(Config, key)) is dict:
+            OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    ConfigStore.instance().store(name=SCHEMA, node=schema, provider="bielik_nemo")
 
 
 def compose_dict(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:

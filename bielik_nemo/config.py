@@ -102,6 +102,7 @@ class Data:
     """Text, and how it is cut into batches."""
 
     sources: list[TextSource] = field(default_factory=list)
+    language_weights: dict[str, float] = field(default_factory=dict)  # {pl: 0.7, en: 0.3}: of the training samples
     held_out_fraction: float = 0.05  # of documents, by content hash: a document is never on both sides
     held_out_tokens: int = 65536  # the same ones measure source, teacher, pruned and distilled model, everywhere
     seq_length: int = 4096
@@ -111,11 +112,14 @@ class Data:
 
 @dataclass
 class Optim:
-    """AdamW with a cosine schedule."""
+    """AdamW and its learning rate after a linear warm-up."""
 
+    schedule: str = "cosine"  # cosine, wsd (constant, then linear over decay_steps; arXiv 2404.06395), constant
     lr: float = 1e-4
-    min_lr: float = 1e-5
+    min_lr: float = 1e-5  # at the end of cosine and wsd
     warmup_steps: int = 50
+    decay_steps: int = 0  # the last ones of wsd
+    reference_tokens: Optional[int] = None  # the rates are for batches of so many tokens: times sqrt(tokens / these)
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95

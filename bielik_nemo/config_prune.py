@@ -13,6 +13,7 @@ class TextSource:
     path: str = ""  # .txt, .jsonl, .parquet, a directory of them, or builtin:package-docs
     text_key: str = "text"
     language: str = ""  # such as pl; held-out losses are told by language
+    weight: Optional[float] = None  # share of the training samples, or of its language's; None: by size
 
 
 @dataclass

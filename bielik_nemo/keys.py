@@ -49,6 +49,8 @@ def type_at(root: type, key: str) -> Any:
             kind = field_types(kind).get(part)
         elif get_origin(kind) is list and part.isdigit():
             (kind,) = get_args(kind)
+        elif get_origin(kind) is dict:
+            _, kind = get_args(kind)
         else:
             return None
     return kind
@@ -62,6 +64,8 @@ def describe(kind: Any) -> str:
     elif get_origin(plain) is list:
         (item,) = get_args(plain)
         words = f"a list [...], each item {describe(item)}"
+    elif get_origin(plain) is dict:
+        words = f"names {{...}}, each with {describe(get_args(plain)[1])}"
     else:
         words = _WORDS[plain]
     return words if plain is kind else f"{words}, or null"
@@ -106,6 +110,9 @@ def build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     if get_origin(plain) is list and isinstance(value, list):
         (item,) = get_args(plain)
         return [build(item, each, f"{key}[{index}]", problems) for index, each in enumerate(value)]
+    if get_origin(plain) is dict and isinstance(value, dict):
+        _, item = get_args(plain)
+        return {name: build(item, each, f"{key}.{name}", problems) for name, each in value.items()}
     if type(value) is plain:
         return value
     if plain is float and type(value) is int:

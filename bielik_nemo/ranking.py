@@ -81,15 +81,17 @@ def stages(config: Config) -> list[str]:
 
 
 def candidate_config(config: Config, directory: Path, target: Target | None = None) -> Config:
-    """The configuration of a short run: its length, and warm-up and validation in proportion to it."""
+    """The configuration of a short run: its length, and warm-up, decay and validation in proportion to it."""
     steps = config.prune.search.distill_steps
     share = steps / config.trainer.max_steps
+    warmup = min(round(share * config.optim.warmup_steps), steps - 1)
+    decay = min(math.ceil(share * config.optim.decay_steps), steps - warmup)
     validate_every = max(1, round(share * config.trainer.validate_every))
     return replace(
         config,
         run=replace(config.run, dir=str(directory)),
         prune=replace(config.prune, target=target or config.prune.target),
-        optim=replace(config.optim, warmup_steps=min(round(share * config.optim.warmup_steps), steps - 1)),
+        optim=replace(config.optim, warmup_steps=warmup, decay_steps=decay),
         trainer=replace(config.trainer, max_steps=steps, validate_every=validate_every),
         pipeline=replace(config.pipeline, stages=stages(config)),
     )

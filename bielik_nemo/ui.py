@@ -74,10 +74,10 @@ def library_output_to(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(text: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, a line every ten seconds elsewhere, both with the time left.
+def progress(text: str, total: int | None = None, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, a line every ten seconds elsewhere, both with the time left where a total is known.
 
-    Yields `advance(info="")`, which counts one more of `total` and shows `info` beside it.
+    Yields `advance(info="")`, which counts one more and shows `info` beside it.
     """
     if not main_process():
         yield lambda info="": None
@@ -101,7 +101,7 @@ def progress(text: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
         now = time.monotonic()
         if now - last > 10:
             last = now
-            left = (now - start) / (done - first) * (total - done)
-            say(f"  {text}: {done}/{total}  {left:.0f} s left  {info}".rstrip())
+            left = f"/{total}  {(now - start) / (done - first) * (total - done):.0f} s left" if total else ""
+            say(f"  {text}: {done}{left}  {info}".rstrip())
 
     yield advance

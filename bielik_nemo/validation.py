@@ -56,10 +56,12 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
+NOT_NEGATIVE += ("optim.decay_steps",)
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
+POSITIVE_OR_NULL += ("optim.reference_tokens",)
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups",)
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
@@ -79,6 +81,7 @@ WORDS = {
     "teacher.kind": ("sampled", "top_k"),
     "trainer.precision": ("32", "bf16-mixed"),
     "trainer.recompute": ("none", "selective", "full"),
+    "optim.schedule": ("cosine", "wsd", "constant"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -93,6 +96,7 @@ def problems(config: Config) -> list[str]:
     # What must fit together is worth asking only of numbers that can be.
     return found or [
         *_training(config),
+        *_mixture(config),
         *_compensation(config),
         *_stages(config),
         *_search(config),
@@ -254,8 +258,9 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
             yield f"{key}.{name}: found {text!r}, allowed: text that is not blank"
     if source.language and not LANGUAGE.fullmatch(source.language):
         yield f"{key}.language: found {source.language!r}, allowed: a word such as pl or en-GB, or none"
-    if isinstance(source, BlendSource) and not 0 < source.weight < math.inf:
-        yield f"{key}.weight: found {source.weight}, allowed: a positive number"
+    if source.weight is not None and not 0 < source.weight < math.inf:
+        null = "" if isinstance(source, BlendSource) else ", or null"
+        yield f"{key}.weight: found {source.weight}, allowed: a positive number{null}"
 
 
 def _training(config: Config) -> Iterator[str]:
@@ -264,6 +269,9 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.min_lr: found {optim.min_lr}, allowed: 0 to optim.lr={optim.lr}"
     if optim.warmup_steps >= steps:
         yield f"optim.warmup_steps: found {optim.warmup_steps}, allowed: less than trainer.max_steps={steps}"
+    elif optim.schedule == "wsd" and not 1 <= optim.decay_steps <= steps - optim.warmup_steps:
+        allowed = f"1 to {steps - optim.warmup_steps}, the steps after warm-up, with optim.schedule=wsd"
+        yield f"optim.decay_steps: found {optim.decay_steps}, allowed: {allowed}"
     parallel = config.parallel
     world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
     if world % split:
@@ -295,6 +303,23 @@ def _split_sequences(config: Config) -> Iterator[str]:
     unit = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence_parallel else 1)
     if length % unit:
         yield f"data.seq_length: found {length}, allowed: multiples of {unit} with this parallel.cp and parallel.tp"
+
+
+def _mixture(config: Config) -> Iterator[str]:
+    sources, languages = config.data.sources, config.data.language_weights
+    weighted = {source.language if languages else "" for source in sources if source.weight is not None}
+    for index, source in enumerate(sources):
+        if languages and source.language not in languages:
+            allowed = f"one that data.language_weights has: {', '.join(languages)}"
+            yield f"data.sources[{index}].language: found {source.language!r}, allowed: {allowed}"
+        if source.weight is None and (source.language if languages else "") in weighted:
+            beside = f", since others{' in this language' if languages else ''} have one"
+            yield f"data.sources[{index}].weight: found null, allowed: a positive number{beside}"
+    for language, weight in languages.items():
+        if not 0 < weight < math.inf:
+            yield f"data.language_weights.{language}: found {weight}, allowed: a positive number"
+        if language not in {source.language for source in sources}:
+            yield f"data.language_weights.{language}: found a language without a source, allowed: one that has some"
 
 
 def _compensation(config: Config) -> Iterator[str]:

@@ -107,7 +107,7 @@ def test_view_gives_plain_values():
     assert view(config, ["data.seq_length", "prune.target", "data.sources"]) == {
         "data.seq_length": 128,
         "prune.target": dict.fromkeys(asdict(config.prune.target)) | {"num_layers": 3, "ffn_hidden_size": 96},
-        "data.sources": [{"path": "builtin:package-docs", "text_key": "text", "language": ""}],
+        "data.sources": [{"path": "builtin:package-docs", "text_key": "text", "language": "", "weight": None}],
     }
     config.data.sources = [TextSource("a", language="pl"), TextSource("b")]
     assert view(config, ["data.sources.language", "prune.calibration.sources.weight"]) == {

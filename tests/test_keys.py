@@ -57,3 +57,13 @@ def test_build_takes_an_integer_for_a_float_only():
     assert isinstance(build(float, 1, "x", problems), float)
     assert build(list[str], ["a", 1], "y", problems) == ["a", None]
     assert problems == ["y[1]: found 1, allowed: text"]
+
+
+def test_names_with_numbers():
+    kind, problems = Optional[dict[str, float]], []
+    assert build(kind, {"pl": 1, "en": 0.5}, "x", problems) == {"pl": 1.0, "en": 0.5}
+    assert build(kind, None, "x", problems) is None and problems == []
+    build(kind, {"pl": "much"}, "x", problems)
+    assert problems == ["x.pl: found 'much', allowed: a number"]
+    assert describe(kind) == "names {...}, each with a number, or null"
+    assert type_at(Config, "data.language_weights.pl") is float

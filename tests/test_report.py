@@ -251,6 +251,18 @@ def test_damaged_file_is_one_error_and_leaves_the_old_report(run_dir, file, text
     assert (run_dir / "report.html").read_bytes() == before
 
 
+def test_text_that_was_trained_on(run_dir):
+    row = {"name": "<b>pl</b>", "language": "pl", "share": 0.75, "samples": 3, "tokens": 1536, "epochs": 4.25}
+    put(run_dir / "distill" / "blend.json", {"sources": [row, row | {"name": "en.txt", "share": 0.25}]})
+    numbers = report.collect(run_dir)
+    assert numbers["blend"]["distill"][0] == row
+    text = Reader(page(numbers)).text
+    assert "<b>pl</b>pldistill1,5364.2575" in text.replace(" ", "").replace("\n", "") and "en.txt" in text
+    put(run_dir / "distill" / "blend.json", {"sources": [row | {"epochs": "many"}]})
+    with pytest.raises(DataError, match=r"blend.json: sources\[0\].epochs: found 'many', allowed: a number"):
+        report.collect(run_dir)
+
+
 def test_losses_by_language_stand_beside_their_means(run_dir):
     """The page has a row for each language and a column for each model; without them it says nothing of languages."""
     numbers = report.collect(run_dir)

@@ -114,6 +114,15 @@ def test_progress_goes_on_from_what_was_done(said, monkeypatch: pytest.MonkeyPat
     assert said.getvalue() == "  training: 7/10  33 s left\n"
 
 
+def test_progress_without_a_total(said, monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(ui.time, "monotonic", lambda: now)
+    with ui.progress("documents") as advance:
+        now = 11.0
+        advance()
+    assert said.getvalue() == "  documents: 1\n"
+
+
 def test_short_work_says_nothing(said: io.StringIO):
     with ui.progress("working", 3) as advance:
         for _ in range(3):

@@ -7,6 +7,8 @@ from bielik_nemo.validation import source_architecture, target_architecture
 
 FULL = "bielik_minitron_7b"
 BLEND = "prune.calibration.sources="
+MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
+LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
 
 def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
@@ -50,10 +52,30 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ("", [BLEND + "[{path:a,language:p}]"], "prune.calibration.sources[0].language: found 'p', allowed: a word"),
         ("", [BLEND + "[{path:a,weight:0}]"], "prune.calibration.sources[0].weight: found 0.0, allowed: a positive"),
         ("", [BLEND + "[{path:a,weight:inf}]"], "prune.calibration.sources[0].weight: found inf, allowed: a positive"),
+        ("", ["data.sources=[{path:a,weight:0}]"], "data.sources[0].weight: found 0.0, allowed: a positive number, or"),
+        ("", [MIX], "data.sources[1].weight: found null, allowed: a positive number, since others have one"),
+        (
+            "",
+            ["data.sources=[{path:a,language:pl,weight:2},{path:b,language:pl}]", "data.language_weights={pl:1}"],
+            "data.sources[1].weight: found null, allowed: a positive number, since others in this language have one",
+        ),
+        ("", [MIX, "data.language_weights={pl:1}"], "data.sources[1].language: found 'en', allowed: one that data.lan"),
+        (
+            "",
+            [MIX, "data.language_weights={pl: 1, en: 2, de: 3}"],
+            "data.language_weights.de: found a language without a source, allowed: one that has some",
+        ),
+        ("", [MIX, LANGUAGES.replace("0.3", "-1")], "data.language_weights.en: found -1.0, allowed: a positive number"),
+        ("", [MIX, LANGUAGES.replace("0.3", "a")], "data.language_weights.en: found 'a', allowed: a number"),
         ("", ["model.dtype=float16"], "model.dtype: found 'float16', allowed: float32, bfloat16; did you mean"),
         # What must fit together.
         ("", ["optim.lr=1e-6"], "optim.min_lr: found 1e-05, allowed: 0 to optim.lr=1e-06"),
         ("", ["trainer.max_steps=50"], "optim.warmup_steps: found 50, allowed: less than trainer.max_steps=50"),
+        ("", ["optim.schedule=linear"], "optim.schedule: found 'linear', allowed: cosine, wsd, constant"),
+        ("", ["optim.reference_tokens=0"], "optim.reference_tokens: found 0, allowed: a positive number, or null"),
+        # 1,000 steps less 50 of warm-up.
+        ("", ["optim.schedule=wsd"], "optim.decay_steps: found 0, allowed: 1 to 950, the steps after warm-up, with"),
+        ("", ["optim.schedule=wsd", "optim.decay_steps=951"], "optim.decay_steps: found 951, allowed: 1 to 950"),
         # 2 nodes * 3 devices = 6, not a multiple of tp 2 * pp 2 = 4.
         (
             "",
@@ -254,3 +276,9 @@ def test_all_problems_of_a_kind_come_at_once():
         "prune.target.num_layers",
         "prune.target.hidden_size",
     ]
+
+
+def test_weights_by_source_within_languages():
+    config = compose("", [MIX, LANGUAGES])
+    assert config.data.language_weights == {"pl": 0.7, "en": 0.3}
+    assert [source.weight for source in config.data.sources] == [2.0, None, 1.0]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sysconfig
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -68,13 +69,19 @@ def read_documents(path: str | Path, text_key: str = "text") -> Iterator[Documen
 def is_held_out(document: Document, fraction: float, seed: int) -> bool:
     """Whether `document` belongs to the held-out part, about `fraction` (0..1) of all documents.
 
-    Decided by a hash of the text and `seed` alone: a document keeps its side whatever is added around it, and equal
-    documents are never on both sides.
+    Decided by a hash of the text and `seed` alone: a document keeps its side whatever is added around it, and copies
+    are never on both sides, nor are copies that differ in white space, letter case or Unicode form.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"fraction: expected 0..1, got {fraction}")
-    digest = hashlib.sha256(f"{seed}\n{document.text}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\n{normalised(document.text)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def normalised(text: str) -> str:
+    """What a text shares with its copies: NFKC, case folded, every run of white space one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())  # folding can undo the normal form
 
 
 def _read_txt(file: Path, text_key: str) -> Iterator[tuple[int, str]]:

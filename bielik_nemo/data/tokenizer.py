@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,49 @@ from bielik_nemo.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bielik_nemo.data.text import Document
+
+BATCH_CHARACTERS = 2**21
+"""Text that is tokenised at a time: enough for many threads, some 200 MB while it lasts."""
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of one document, and the end-of-text token that parts it from the next."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[Document]
+) -> Iterator[tuple[Document, list[int]]]:
+    """Every document with what `encode` gives for it, in order, on all cores (`RAYON_NUM_THREADS`: on so many).
+
+    A tokenizer without a fast implementation does it on one.
+    """
+    if not tokenizer.is_fast:
+        for document in documents:
+            yield document, encode(tokenizer, document.text)
+        return
+    # Directly: the same ids as through transformers, which spends four times as long on lists that nobody reads.
+    fast = tokenizer.backend_tokenizer
+    fast.no_truncation()
+    fast.no_padding()
+    fast.encode_special_tokens = tokenizer.split_special_tokens
+    for batch in _batches(documents):
+        texts = [document.text for document in batch]
+        for document, found in zip(batch, fast.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            yield document, [*found.ids, tokenizer.eos_token_id]
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:

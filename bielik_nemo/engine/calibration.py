@@ -19,7 +19,7 @@ from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.config_prune import BlendSource
-from bielik_nemo.data import blend
+from bielik_nemo.data import blend, mixture
 from bielik_nemo.data.text import UNNAMED, is_held_out, read_documents
 from bielik_nemo.data.tokenizer import encode, load_tokenizer
 from bielik_nemo.engine import datasets
@@ -70,12 +70,16 @@ def load(run_dir: Path) -> Tensor:
 def _training_text(
     config: Config, run_dir: Path, on_sample: Callable[[], None]
 ) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
-    """Samples `[n, seq_length]` of the one source there is, and its row of the record."""
-    settings, name = config.prune.calibration, "data/train"
-    packed = blend.pack(datasets.documents(run_dir / name), settings.seq_length, settings.samples, on_sample)
-    if len(packed.samples) < settings.samples:
-        raise DataError(_too_small(config, "prune.calibration.samples", "the training text", packed, settings.samples))
-    return [packed.samples], [_row(BlendSource(path=name), 1.0, packed)]
+    """Samples `[n, seq_length]` of each training set, in the shares of training, and its row of the record."""
+    settings, parts, rows = config.prune.calibration, [], []
+    for part in mixture.parts(config, run_dir, settings.samples, settings.seq_length):
+        packed = blend.pack(datasets.documents(Path(part.prefix)), settings.seq_length, part.samples, on_sample)
+        if len(packed.samples) < part.samples:
+            text = f"the training text {part.name}"
+            raise DataError(_too_small(config, "prune.calibration.samples", text, packed, part.samples))
+        parts.append(packed.samples)
+        rows.append(_row(BlendSource(path=part.name, language=part.language, weight=part.share), part.share, packed))
+    return parts, rows
 
 
 def _blend(

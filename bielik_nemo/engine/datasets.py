@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -57,27 +58,34 @@ class HeldOut:
         return sum(-(-len(part) // self.batch_size) for part in self.blocks().values())
 
 
-def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:
-    """Write `<prefix>.bin` and `<prefix>.idx`, one Megatron document per list of token ids; return the token count.
+@contextlib.contextmanager
+def writer(prefix: Path, vocab_size: int) -> Iterator[Callable[[list[int]], None]]:
+    """Yield what adds one Megatron document, a list of token ids, to `<prefix>.bin`; `<prefix>.idx` ends the block.
 
-    The index is written last, under its final name only when the data are complete.
+    Both files get their final names, the index last, only when the data are complete.
     """
     cpu.enable()
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     partial = prefix.with_name(prefix.name + ".partial")
-    tokens = 0
     try:
         builder = IndexedDatasetBuilder(f"{partial}.bin", dtype=DType.optimal_dtype(vocab_size))
-        for ids in documents:
-            builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
-            tokens += len(ids)
+        yield lambda ids: builder.add_document(np.array(ids, dtype=builder.dtype), [len(ids)])
         builder.finalize(f"{partial}.idx")
         for suffix in (".bin", ".idx"):
             os.replace(f"{partial}{suffix}", f"{prefix}{suffix}")
     finally:
         for suffix in (".bin", ".idx"):
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
+
+
+def write(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> int:
+    """Write a whole dataset, one document per list of token ids; return the token count."""
+    tokens = 0
+    with writer(prefix, vocab_size) as add:
+        for ids in documents:
+            add(ids)
+            tokens += len(ids)
     return tokens
 
 

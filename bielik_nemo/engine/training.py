@@ -25,6 +25,7 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
 from nemo.collections.llm.gpt.model.base import HAVE_TE  # noqa: E402
 
+from bielik_nemo.engine import schedules  # noqa: E402
 from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, NewestCheckpoint, Resume  # noqa: E402
@@ -110,14 +111,15 @@ def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> r
 
 
 def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
-    """AdamW with a cosine schedule after a linear warm-up."""
-    optim = config.optim
+    """AdamW and its schedule; every batch has the same number of tokens, so that one factor adapts all rates."""
+    optim, tokens = config.optim, config.data.global_batch_size * config.data.seq_length
+    lr, min_lr = (schedules.adaptive(rate, tokens, optim.reference_tokens) for rate in (optim.lr, optim.min_lr))
     return run.Config(
         nl.MegatronOptimizerModule,
         config=run.Config(
             OptimizerConfig,
             optimizer="adam",
-            lr=optim.lr,
+            lr=lr,
             weight_decay=optim.weight_decay,
             adam_beta1=optim.beta1,
             adam_beta2=optim.beta2,
@@ -125,25 +127,19 @@ def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
             bf16=config.trainer.precision.startswith("bf16"),
             use_distributed_optimizer=torch.cuda.is_available(),
         ),
-        lr_scheduler=run.Config(
-            nl.lr_scheduler.CosineAnnealingScheduler,
-            max_steps=config.trainer.max_steps,
-            warmup_steps=optim.warmup_steps,
-            constant_steps=0,
-            min_lr=optim.min_lr,
-        ),
+        lr_scheduler=schedules.schedule(optim, config.trainer.max_steps, min_lr),
     )
 
 
 def data(
-    config: Config, train: Path, held_out: Path, tokenizer: Path, cache: Path
+    config: Config, train: list[str], held_out: Path, tokenizer: Path, cache: Path
 ) -> run.Config[PreTrainingDataModule]:
-    """Megatron indexed datasets through NeMo's resumable data module."""
+    """Megatron indexed datasets, blended by `mixture.paths`, through NeMo's resumable data module."""
     # NeMo asks for all three; from the last two nothing is drawn (see `trainer`), and any small dataset will do.
     unused = [str(next(iter(prefixes(held_out).values())))]
     return run.Config(
         PreTrainingDataModule,
-        paths={"train": [str(train)], "validation": unused, "test": unused},
+        paths={"train": train, "validation": unused, "test": unused},
         tokenizer=run.Config(AutoTokenizer, pretrained_model_name=str(tokenizer), use_fast=True),
         seq_length=config.data.seq_length,
         micro_batch_size=config.data.micro_batch_size,

@@ -9,7 +9,7 @@ from typing import Any
 from bielik_nemo.report import words
 
 # What stands in a table's column: class of its cells.
-_CELLS = {"number": ' class="num"', "bar": ' class="barcell"'}
+_CELLS = {"text": "", "number": ' class="num"', "bar": ' class="barcell"'}
 
 
 def section(title: str, note: str, body: str) -> str:

@@ -21,6 +21,8 @@ ROLES = ("source", "pruned", "distilled")
 # The order in which stages are told; any other follows by name.
 _STAGES = ("import_hf", "data", "score", "search", "prune", "pretrain", "teacher", "distill")
 _STAGES += ("sft", "dpo", "grpo", "export", "evaluate")
+# The stages that draw samples from the training text.
+TRAINED = ("pretrain", "distill", "distill_long")
 _CURVE = ("step", "loss", "held_out_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
 
 
@@ -37,6 +39,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     held_out_loss_by_language  {source, pruned, distilled: {language: nats per token}}, where there are several
     perplexity          {source, pruned, distilled}
     gap_closed          see `gap_closed`
+    blend               {stage: [{name, language, share, samples, tokens, epochs} of each source]} that trains
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
     teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
     samples             [{prompt, source, pruned, distilled}]
@@ -64,6 +67,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "perplexity": numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
         "held_out_tokens": numbers_of(evaluation, content, ["tokens"]).get("tokens"),
         "gap_closed": gap_closed(held_out_loss),
+        "blend": _blends(run_dir),
         "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
         "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
         "samples": _samples(evaluation, content.get("samples")),
@@ -132,6 +136,21 @@ def _compensation(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise DataError(f"{path}: {where}{absent[0]}: found nothing, allowed: a number")
         found[key[2]].append({"layer": int(key[1]), **row})
     return {part: sorted(rows, key=lambda row: row["layer"]) for part, rows in found.items() if rows}
+
+
+def _blends(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each stage that trains drew of each source."""
+    found = {}
+    for path in (run_dir / stage / "blend.json" for stage in TRAINED if (run_dir / stage / "blend.json").is_file()):
+        rows = read(path).get("sources")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path}: sources: found {rows!r:.80}, allowed: a list of sources")
+        for index, row in enumerate(rows):
+            needed(path, row, ("share", "samples", "tokens", "epochs"), f"sources[{index}].")
+            if not all(isinstance(row.get(key), str) for key in ("name", "language")):
+                raise DataError(f"{path}: sources[{index}]: found {row!r:.80}, allowed: name and language as text")
+        found[path.parent.name] = rows
+    return found
 
 
 def _curve(path: Path) -> dict[str, list]:

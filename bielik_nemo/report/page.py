@@ -19,7 +19,18 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
-    sections = (_quality, _distillation, _search, _architecture, _layers, _compensation, _samples, _time, _export)
+    sections = (
+        _quality,
+        _distillation,
+        _texts,
+        _search,
+        _architecture,
+        _layers,
+        _compensation,
+        _samples,
+        _time,
+        _export,
+    )
     body = "\n".join(part for part in (section(numbers) for section in sections) if part)
     name = escape(numbers["run"])
     return f"""<!DOCTYPE html>
@@ -139,6 +150,29 @@ def _distillation(numbers: dict[str, Any]) -> str:
     facts += [f"{median(rates):,.0f} tokens per second (median)"] if rates else []
     body = f'<div class="panels">{"".join(panels)}</div>'
     return markup.section("Distillation", ", ".join(facts) + ".", body)
+
+
+def _texts(numbers: dict[str, Any]) -> str:
+    """What each stage that trains drew of each source."""
+    blends = numbers.get("blend", {})
+    rows = [
+        [
+            escape(row["name"]),
+            escape(row["language"]),
+            escape(stage),
+            f"{row['tokens']:,}",
+            f"{row['epochs']:.2f}",
+            words.percent(row["share"]),
+            markup.bar(row["share"]),
+        ]
+        for stage, sources in blends.items()
+        for row in sources
+    ]
+    if not rows:
+        return ""
+    heads = ["Source", "Language", "Stage", "Tokens drawn", "Epochs", "Share", ""]
+    note = "What training drew of each source. Text that is repeated for more than four epochs teaches little."
+    return markup.section("Training text", note, markup.table(heads, ["text", "text", *["number"] * 3, "bar"], rows))
 
 
 def _search(numbers: dict[str, Any]) -> str:

@@ -74,6 +74,9 @@ MODEL_STAGES = ("import_hf", "prune", "distill")
 RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
 """What an interrupted training stage keeps in its directory."""
 
+MIX = ("data.sources.language", "data.sources.weight", "data.language_weights")
+"""What decides how the training sets are mixed."""
+
 GRAPH = {
     stage.name: stage
     for stage in (
@@ -95,9 +98,10 @@ GRAPH = {
         Stage(
             "data",
             keys=("data.held_out_fraction", "data.sources.language", "run.seed"),
-            outputs=("train.bin", "train.idx", "held_out", "summary.json"),
+            outputs=("train", "held_out", "summary.json"),
             free=("data.sources.path", "data.sources.text_key"),
             needs=("import_hf",),
+            version=2,
         ),
         Stage(
             "score",
@@ -116,6 +120,7 @@ GRAPH = {
                 "data.seq_length",
                 "data.held_out_tokens",
                 "data.held_out_fraction",
+                *MIX,
                 "run.seed",
             ),
             outputs=("scores.safetensors", "calibration.safetensors", "importance.json"),
@@ -172,6 +177,7 @@ GRAPH = {
                 "distill.temperature",
                 "data.seq_length",
                 "data.global_batch_size",
+                *MIX,
                 "trainer.max_steps",
                 "run.seed",
             ),
@@ -201,11 +207,12 @@ GRAPH = {
                 "optim",
                 "data.seq_length",
                 "data.global_batch_size",
+                *MIX,
                 "trainer.max_steps",
                 "trainer.precision",
                 "run.seed",
             ),
-            outputs=("megatron", "architecture.json", "metrics.jsonl"),
+            outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
             scratch=("checkpoints", "index_cache"),
             free=(
                 "distill.gate_max_loss",

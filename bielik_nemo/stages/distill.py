@@ -2,8 +2,9 @@
 
 The source runs beside it, or has left what it predicts: where `teacher` is one of `pipeline.stages`.
 
-Leaves `megatron/` (the student's final weights), `architecture.json`, `metrics.jsonl`, NeMo's own logs and TensorBoard
-files in `nemo/` and, until the pipeline has recorded it, `checkpoints/`, from which an interrupted run goes on.
+Leaves `megatron/` (the student's final weights), `architecture.json`, `metrics.jsonl`, `blend.json` (what it saw of
+each text), NeMo's own logs and TensorBoard files in `nemo/` and, until the pipeline has recorded it, `checkpoints/`,
+from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run_
 
-from bielik_nemo import ui
+from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
+from bielik_nemo.data import mixture
 from bielik_nemo.engine import checkpoint, distributed, training
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
 from bielik_nemo.engine.criterion import Criterion
@@ -109,7 +111,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         GateError: the teacher is not what it should be at step 0.
         CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
-    here = run_dir / "distill"
+    here, mix = run_dir / "distill", teacher.mix(config, run_dir)
+    mixture.announce(mix)
     distributed.ensure_rendezvous()
     try:
         student = fdl.build(build(config, run_dir))()
@@ -118,6 +121,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
         shutil.copyfile(run_dir / "prune" / "architecture.json", here / "architecture.json")
+        artifacts.write_json(here / mixture.FILE, mixture.record(mix))
     record = last_step(here / "metrics.jsonl")
     ui.say(
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "

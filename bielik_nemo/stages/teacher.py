@@ -17,6 +17,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
+from bielik_nemo.data import mixture
 from bielik_nemo.engine import checkpoint, distributed, model, teacher_pass, training
 from bielik_nemo.engine.distillation import TeacherGate
 from bielik_nemo.engine.teacher_cache import Contents
@@ -37,8 +38,14 @@ def gate(config: Config, run_dir: Path) -> run_.Config[TeacherGate]:
 
 def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
     """The data module that draws the run's training samples."""
-    data = run_dir / "data"
-    return training.data(config, data / "train", data / "held_out", run_dir / "import_hf" / "tokenizer", index_cache)
+    held_out, tokenizer = run_dir / "data" / "held_out", run_dir / "import_hf" / "tokenizer"
+    return training.data(config, mixture.paths(mix(config, run_dir)), held_out, tokenizer, index_cache)
+
+
+def mix(config: Config, run_dir: Path) -> list[mixture.Part]:
+    """What the run draws of each source."""
+    count = config.trainer.max_steps * config.data.global_batch_size
+    return mixture.parts(config, run_dir, count, config.data.seq_length)
 
 
 def origin(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -49,7 +56,8 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     source, data = _manifest(run_dir / "import_hf"), _manifest(run_dir / "data")
     tokenizer = {name: entry for name, entry in source.outputs.items() if name.startswith("tokenizer/")}
-    text = {name: entry for name, entry in data.outputs.items() if name.startswith("train.")}
+    text = {name: entry for name, entry in data.outputs.items() if name.startswith("train/")}
+    shares = [part.share for part in mix(config, run_dir)]
     sampled = config.teacher.kind == "sampled"
     return {
         "kind": config.teacher.kind,
@@ -62,7 +70,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "teacher": source.fingerprint,  # of the checkpoint that was imported; the files depend on the layout
         "tokenizer": artifacts.content_digest(tokenizer),
-        "data": artifacts.content_digest(text),
+        "data": artifacts.digest([artifacts.content_digest(text), shares]),
     }
 
 
@@ -84,6 +92,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     architecture = Architecture.from_json(source / "architecture.json")
     tp, pp, size = config.parallel.tp, config.parallel.pp, config.data.micro_batch_size
     wanted = Contents(**origin(config, run_dir))
+    mixture.announce(mix(config, run_dir))
     with distributed.model_parallel(tp, pp, config.run.seed):
         megatron = model.build(model.gpt_config(architecture, tp=tp, pp=pp, dtype=config.model.dtype), architecture)
         checkpoint.load(megatron, source / "megatron")

@@ -73,7 +73,8 @@ def reads(chain) -> dict[str, set[str]]:
         patch.setattr(Stage, "run", recorded)
         run_dir = chain.empty("reads")
         chain.run(run_dir)
-        chain.run(run_dir, f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]")
+        stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
+        chain.run(run_dir, stages, "prune.calibration.sources=[]")
         chain.run(run_dir, "prune.streaming=true", stages=["prune"])
         chain.run(run_dir, "prune.compensation.ffn=true", "prune.compensation.samples=8", stages=["prune"])
     return read

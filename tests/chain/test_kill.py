@@ -27,7 +27,7 @@ KILLER = Path(__file__).with_name("killer.py")
 MOMENTS = {
     "import: weights without metadata": ("import_hf", "open", "import_hf/megatron.partial/*/.metadata.tmp", 1, None),
     "import: all but the manifest": ("import_hf", "os.rename", "import_hf/manifest.json", 1, None),
-    "data: tokens without their index": ("data", "os.rename", "data/train.idx", 1, None),
+    "data: tokens without their index": ("data", "os.rename", "data/train/000.idx", 1, None),
     "score: before the result": ("score", "os.rename", "score/importance.json", 1, None),
     "prune: half a checkpoint": ("prune", "open", "prune/megatron.partial/weights/.metadata.tmp", 1, None),
     "distill: in the index of samples": ("distill", "open", "distill/index_cache/*train-shuffle_index.npy", 1, 0),

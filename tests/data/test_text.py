@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from bielik_nemo.data import text
-from bielik_nemo.data.text import Document, is_held_out, read_documents
+from bielik_nemo.data.text import Document, is_held_out, normalised, read_documents
 from bielik_nemo.errors import DataError
 
 POLISH = "Zażółć\r\ngęślą jaźń\u00a0e\u0301\n"  # CRLF, no-break space and a combining accent must survive
@@ -147,6 +147,18 @@ def test_held_out_depends_on_text_and_seed_alone():
     assert is_held_out(Document("a", "another", 5), share + 1e-9, 7)
     with pytest.raises(ValueError, match=r"expected 0\.\.1, got 5"):
         is_held_out(document, 5, 7)
+
+
+def test_a_copy_in_another_form_is_on_the_same_side():
+    """NFKC joins e + accent and splits the ligature; casefold makes ß ss; white space of any kind is one space."""
+    text = "Straße  ﬁn\tżółw\u00a0e\u0301\n"
+    assert normalised(text) == "strasse fin żółw é"
+    for copy in ("STRASSE fin ŻÓŁW É", "  Straße\r\nﬁn żo\u0301łw é"):
+        assert normalised(copy) == normalised(text)
+    # Folded, U+1FB7 (alpha with circumflex and iota below) is two letters in a form that NFKC writes in another way.
+    assert normalised("\u1fb7") == normalised(normalised("\u1fb7"))
+    for other in ("strasse fin żółw e", "strassefin żółw é"):
+        assert normalised(other) != normalised(text)
 
 
 def test_held_out_share_is_the_fraction():

@@ -4,13 +4,18 @@ The tokenizer is the tiny model's: 256 bytes and 7 special tokens, ids 0 to 262,
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from bielik_nemo.data import tokenizer as tokenizers
+from bielik_nemo.data.text import Document, read_documents
 from bielik_nemo.data.tiny import byte_tokenizer
-from bielik_nemo.data.tokenizer import encode, load_tokenizer
+from bielik_nemo.data.tokenizer import encode, encode_all, load_tokenizer
 from bielik_nemo.errors import DataError
+
+POLISH = os.environ.get("BIELIK_NEMO_POLISH_TEXTS", "")  # a directory of Polish books
 
 
 @pytest.fixture
@@ -36,6 +41,47 @@ def test_loads_the_saved_tokenizer(directory: Path):
 
 def test_a_document_ends_with_the_end_of_text(directory: Path):
     assert encode(load_tokenizer(directory, 263), "aź") == [97, 197, 186, 260]
+
+
+def test_batches_give_what_one_at_a_time_gives(directory: Path, monkeypatch):
+    """Over the edges of batches, in order, with special tokens spelled out in the text; and though the directory's own
+    file asks for at most two ids, padded to nine."""
+    backend = byte_tokenizer().backend_tokenizer
+    backend.enable_truncation(2)
+    backend.enable_padding(length=9)
+    backend.save(str(directory / "tokenizer.json"))
+    tokenizer = load_tokenizer(directory, 263)
+    monkeypatch.setattr(tokenizers, "BATCH_CHARACTERS", 7)
+    texts = ["ab", "cdefg", "żółw <|im_end|> 1", "x" * 30, "y", "</s>", "z\r\n"]
+    documents = [Document(text, "", index) for index, text in enumerate(texts)]
+    found = list(encode_all(tokenizer, iter(documents)))
+    assert [document for document, _ in found] == documents
+    assert [ids for _, ids in found] == [encode(tokenizer, text) for text in texts]
+    assert max(len(ids) for _, ids in found) == 31
+
+
+def test_a_tokenizer_that_is_not_fast(directory: Path):
+    class Slow:
+        is_fast, eos_token_id = False, 9
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [len(text)]}
+
+    assert [ids for _, ids in encode_all(Slow(), [Document("ab", "", 0)])] == [[2, 9]]
+
+
+@pytest.mark.skipif(not POLISH, reason="BIELIK_NEMO_POLISH_TEXTS names no directory of Polish books")
+def test_batches_on_real_text():
+    """A byte-pair encoding with merges learned from the text itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    documents = list(read_documents(POLISH))[:4] + list(read_documents("builtin:package-docs"))
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel()
+    made.train_from_iterator((d.text for d in documents), trainers.BpeTrainer(vocab_size=2000, special_tokens=["</s>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    assert [ids for _, ids in encode_all(tokenizer, documents)] == [encode(tokenizer, d.text) for d in documents]
 
 
 def test_ids_that_the_model_does_not_have(directory: Path):

@@ -41,7 +41,7 @@ class Results:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], Path]) -> Path:
-    """Every random checkpoint, a tokenizer that pads with its end-of-text token, and two datasets of random tokens."""
+    """Every random checkpoint, a tokenizer that pads with its end-of-text token, and datasets of random tokens."""
     from bielik_nemo.data import tiny
     from bielik_nemo.engine import datasets
 
@@ -53,7 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], 
     tokenizer.save_pretrained(base / "tokenizer")
     draw = random.Random(0)
     (base / "held_out").mkdir()
-    for name in ("train", "held_out/text"):
+    for name in ("train", "held_out/text", "other"):
         lengths = [draw.randint(20, 300) for _ in range(40)]
         documents = [[*(draw.randrange(256) for _ in range(n)), tokenizer.eos_token_id] for n in lengths]
         datasets.write(base / name, documents, vocab_size=263)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 LAYOUTS = {"single": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}  # tensor and pipeline parallel size
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
+BLEND = {"train": "17", "other": "7"}  # training set -> samples of STEPS * BATCH
 HELD_OUT = 10 * SEQ_LENGTH  # tokens
 PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "ffn": {"ffn_hidden_size": 48},
@@ -252,7 +253,8 @@ class Layout:
         from bielik_nemo.engine import training
         from bielik_nemo.engine.cached_distillation import CachedDataModule
 
-        data = training.data(config, self.inputs / "train", self.inputs / "held_out", self.inputs / "tokenizer", index)
+        blend = [word for name, weight in BLEND.items() for word in (weight, str(self.inputs / name))]
+        data = training.data(config, blend, self.inputs / "held_out", self.inputs / "tokenizer", index)
         if cache is not None:
             fdl.update_callable(data, CachedDataModule)
             data.teacher_cache = str(cache)

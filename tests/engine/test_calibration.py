@@ -15,7 +15,7 @@ import torch
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
-from bielik_nemo.config_prune import BlendSource
+from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.engine import calibration, datasets
 from bielik_nemo.errors import DataError
@@ -31,14 +31,18 @@ def run_dir(tiny_hf: Path, tmp_path: Path) -> Path:
     (tmp_path / "import_hf" / "tokenizer").symlink_to(tiny_hf)
     Architecture.from_hf(tiny_hf).to_json(tmp_path / "import_hf" / "architecture.json")
     (tmp_path / "data").mkdir()
-    datasets.write(tmp_path / "data" / "train", [list(range(12)), list(range(12, 21))], 263)
+    (tmp_path / "data" / "train").mkdir()
+    datasets.write(tmp_path / "data" / "train" / "000", [list(range(12)), list(range(12, 21))], 263)
+    datasets.write(tmp_path / "data" / "train" / "001", [[200 + i for i in range(10)]], 263)
+    summary = {"sources": [{"name": "a.txt", "tokens": 21}]}
+    (tmp_path / "data" / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "score").mkdir()
     return tmp_path
 
 
 def config(samples: int, seq_length: int, *sources: BlendSource) -> Config:
     made = Config()
-    made.data.held_out_fraction = 0.0
+    made.data.held_out_fraction, made.data.sources = 0.0, [TextSource()]
     made.prune.calibration.samples, made.prune.calibration.seq_length = samples, seq_length
     made.prune.calibration.sources = list(sources)
     return made
@@ -59,7 +63,7 @@ def test_without_sources_it_is_the_training_text_from_its_beginning(run_dir: Pat
         "tokens": 16,
         "sources": [
             {
-                "path": "data/train",
+                "path": "a.txt",
                 "language": "",
                 "weight": 1.0,
                 "share": 1.0,
@@ -73,13 +77,26 @@ def test_without_sources_it_is_the_training_text_from_its_beginning(run_dir: Pat
     }
 
 
+def test_training_texts_are_blended_as_in_training(run_dir: Path):
+    """Of five samples at 3:2 three are of the first text and two of the second, each from its beginning."""
+    rows = [{"name": "a.txt", "tokens": 21}, {"name": "b.txt", "tokens": 10}]
+    (run_dir / "data" / "summary.json").write_text(json.dumps({"sources": rows}))
+    made = config(5, 4)
+    made.data.sources = [TextSource(language="pl", weight=3), TextSource(language="en", weight=2)]
+    tokens, record = calibration.prepare(made, run_dir)
+    first, second = ([row for row in tokens.tolist() if (row[0] < 200) is early] for early in (True, False))
+    assert first == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert second == [[200, 201, 202, 203], [204, 205, 206, 207]]
+    assert record["languages"] == {"pl": {"samples": 3, "tokens": 12}, "en": {"samples": 2, "tokens": 8}}
+
+
 def test_too_short_a_training_text(run_dir: Path):
     """21 tokens are five samples of 4."""
     assert calibration.prepare(config(5, 4), run_dir)[0].shape == (5, 4)
     with pytest.raises(DataError) as caught:
         calibration.prepare(config(6, 4), run_dir)
     assert str(caught.value) == (
-        "prune.calibration.samples: found 21 tokens in 2 documents of the training text: 5 samples of "
+        "prune.calibration.samples: found 21 tokens in 2 documents of the training text a.txt: 5 samples of "
         "prune.calibration.seq_length=4, wanted 6; give more text, fewer prune.calibration.samples or shorter ones"
     )
 

@@ -21,7 +21,9 @@ import ranks
 import torch
 from transformers import AutoModelForCausalLM
 
+from bielik_nemo import artifacts
 from bielik_nemo.architecture import Architecture
+from bielik_nemo.config_prune import TextSource
 from bielik_nemo.engine import checkpoint, convert, datasets, distributed, forward, model
 from bielik_nemo.errors import CheckpointError, GateError
 
@@ -307,13 +309,15 @@ def test_a_bad_teacher_stops_the_stage_before_the_first_step(teacher, error, nam
     else:
         (tmp_path / "import_hf" / "megatron" / "weights" / ".metadata").unlink()
     shutil.copytree(tiny_hf, tmp_path / "import_hf" / "tokenizer")
-    (tmp_path / "data" / "held_out").mkdir(parents=True)
-    for name, suffix in ((n, s) for n in ("train", "held_out/text") for s in ("bin", "idx")):
+    for name, suffix in ((n, s) for n in ("train/000", "held_out/text") for s in ("bin", "idx")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tiny / "held_out" / f"text.{suffix}", tmp_path / "data" / f"{name}.{suffix}")
     (tmp_path / "distill").mkdir()
     config = Config()
     config.data.seq_length, config.data.global_batch_size, config.data.held_out_tokens = 64, 2, 1024
-    config.trainer.max_steps = 2
+    config.trainer.max_steps, config.data.sources = 2, [TextSource()]
+    counts = {"name": "", "tokens": 10_000}
+    artifacts.write_json(tmp_path / "data" / "summary.json", {"sources": [counts]})
     with pytest.raises(error, match=named):
         distill.run(config, tmp_path)
     here = tmp_path / "distill"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import ranks
 import torch
 
 from bielik_nemo.engine import datasets
 
 
-def stream(inputs) -> torch.Tensor:
-    """All training tokens in order."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    held = IndexedDataset(str(inputs / "train"))
-    return torch.cat([torch.from_numpy(held[i].astype("int64")) for i in range(len(held))])
+def stream(inputs, name: str = "train") -> torch.Tensor:
+    """All tokens of a training set in order."""
+    return torch.cat([torch.from_numpy(ids) for ids in datasets.documents(inputs / name)])
 
 
 def test_no_token_of_the_text_is_taken_for_padding(single, inputs):
@@ -26,7 +24,7 @@ def test_no_token_of_the_text_is_taken_for_padding(single, inputs):
         assert batch["loss_mask"].min() == 1
         assert (batch["labels"] == 260).any() or (batch["tokens"] == 260).any()
         assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
-        text = stream(inputs)
+        text = torch.cat([stream(inputs, name) for name in ranks.BLEND])
         windows = {tuple(w.tolist()) for w in text.unfold(0, 33, 1)}
         samples = torch.cat([batch["tokens"], batch["labels"][:, -1:]], dim=1)
         # A sample may run over the end of a shuffled document into another: look for its parts between the ends.

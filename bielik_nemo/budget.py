@@ -37,7 +37,8 @@ class Budget:
 
     source: Architecture
     target: Architecture
-    tokens: int
+    tokens: int  # of distillation
+    pretrained: int  # of continued pre-training
     candidates: int  # that a search distils
     flops: float
     ranking: float  # what these take of the FLOPs, 0..1
@@ -47,21 +48,28 @@ class Budget:
 
 
 def estimate(config: Config, source: Architecture) -> Budget:
-    """Budget of distilling the pruned `source`. Raises `ConfigError` when the target does not fit the source."""
+    """Budget of a run. Raises `ConfigError` when the target does not fit the source."""
     target = target_architecture(config, source)
-    tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
+    stages, length = config.pipeline.stages, config.data.seq_length
+    pretrains, distils = "pretrain" in stages, "distill" in stages or "pretrain" not in stages
+    tokens = distils * config.trainer.max_steps * config.data.global_batch_size * length
+    pretrained = pretrains * config.pretrain.max_steps * config.data.global_batch_size * length
     ranking = search_flops(config, source, target)
-    flops = tokens * flops_per_token(source, target, config.data.seq_length) + ranking
+    flops = tokens * flops_per_token(source, target, length) + pretrained * 3 * _forward_flops(source, length) + ranking
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
         target=target,
         tokens=tokens,
+        pretrained=pretrained,
         candidates=distilled_candidates(config),
         flops=flops,
         ranking=ranking / flops,
         gpu_hours=flops / (peak * ASSUMED_MFU) / 3600 if peak else None,
-        memory=memory_per_device(config, source, target),
+        memory=max(
+            [memory_per_device(config, target, source)] * distils + [memory_per_device(config, source)] * pretrains,
+            key=lambda parts: sum(parts.values()),
+        ),
         disk=disk_per_stage(config, source, target),
     )
 
@@ -88,10 +96,10 @@ def search_flops(config: Config, source: Architecture, target: Architecture) -> 
     return tokens * (3 * count * _forward_flops(target, length) + teachers * _forward_flops(source, length))
 
 
-def memory_per_device(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
-    """Bytes of each part on the fullest device."""
+def memory_per_device(config: Config, target: Architecture, teacher: Architecture | None = None) -> dict[str, float]:
+    """Bytes of each part on the fullest device while `target` is trained."""
     tp, pp, dp = config.parallel.tp, config.parallel.pp, config.data_parallel_size
-    mixed, cached = config.trainer.precision == "bf16-mixed", "teacher" in config.pipeline.stages
+    mixed, alone = config.trainer.precision == "bf16-mixed", teacher is None or "teacher" in config.pipeline.stages
     width, adam = (2, 12) if mixed else (4, 8)
     student = _parameters_per_device(target, tp, pp)
     rows = config.data.micro_batch_size * config.data.seq_length / config.parallel.cp
@@ -108,8 +116,8 @@ def memory_per_device(config: Config, source: Architecture, target: Architecture
         "student weights": student * width,
         "gradients": student * 4,
         "optimizer": student * adam / (dp if config.cluster.gpu_memory_gib else 1),
-        "teacher weights": 0 if cached else _parameters_per_device(source, tp, pp) * width,
-        "logits": (2 if cached else 3) * rows * target.padded_vocab_size(tp) / tp * width,
+        "teacher weights": 0 if alone else _parameters_per_device(teacher, tp, pp) * width,
+        "logits": (2 if alone else 3) * rows * target.padded_vocab_size(tp) / tp * width,
         "activations": activations * rows * width,
     }
 
@@ -118,18 +126,19 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     """Bytes that each stage of the pipeline writes, where they are worth counting."""
     weights = 2 if config.model.dtype == "bfloat16" else 4
     mixed = config.trainer.precision == "bf16-mixed"
-    full = target.num_parameters() * (14 if mixed else 12)  # weights and what the optimizer keeps
+    full = 14 if mixed else 12  # weights and what the optimizer keeps, of each parameter
     steps, tokens_per_step = config.trainer.max_steps, config.data.global_batch_size * config.data.seq_length
     kept = tokens_per_step * teacher_bytes_per_token(config, source)
     candidates = distilled_candidates(config)
     shared = config.prune.search.distill_steps * kept if candidates and config.cacheable else 0
     sizes = {
         "import_hf": source.num_parameters() * weights,
+        "pretrain": source.num_parameters() * (2 * full + weights),
         "teacher": steps * kept,
         # Until all are ranked, the cut and the distilled weights of each candidate stay, and what the teacher left.
         "search": 2 * candidates * target.num_parameters() * weights + shared,
         "prune": target.num_parameters() * weights,
-        "distill": 2 * full + target.num_parameters() * weights,
+        "distill": target.num_parameters() * (2 * full + weights),
         "export": target.num_parameters() * weights,
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}
@@ -154,8 +163,12 @@ def table(config: Config, budget: Budget) -> str:
         )
         for name, model in (("source", budget.source), ("target", budget.target))
     ]
-    batch = f"{config.trainer.max_steps:,} steps * {data.global_batch_size:,} sequences * {data.seq_length:,}"
-    rows.append(("training", f"{budget.tokens:,}", f"tokens = {batch}"))
+    batch = f"{data.global_batch_size:,} sequences * {data.seq_length:,}"
+    for name, tokens, steps in (
+        ("pretrain", budget.pretrained, config.pretrain.max_steps),
+        ("training", budget.tokens, config.trainer.max_steps),
+    ):
+        rows += [(name, f"{tokens:,}", f"tokens = {steps:,} steps * {batch}")] if tokens else []
     ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
     "data": "text -> tokenised training and held-out sets",
+    "pretrain": "train the source further on the text, before it is scored, cut and teaches",
     "score": "importance of every layer, channel and head (Minitron)",
     "search": "shapes within the budgets of prune.search, the best of them by short distillation",
     "prune": "remove the least important ones",

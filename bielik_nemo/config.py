@@ -18,7 +18,7 @@ from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.errors import ConfigError
 
-STAGES = ["import_hf", "data", "score", "search", "prune", "teacher", "distill", "export", "evaluate"]
+STAGES = ["import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "export", "evaluate"]
 """All stages, in the order in which a pipeline may have them."""
 
 CHAIN = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -59,6 +59,23 @@ class Model:
     source: str = ""  # a Hugging Face directory, or builtin:smollm2, builtin:tiny
     dtype: str = "float32"  # of the Megatron weights and of the export: float32, bfloat16
     shape: Optional[Shape] = None  # None: read it from the checkpoint; given: the checkpoint must agree
+
+
+@dataclass
+class Pretrain:
+    """Continued pre-training of the source model before it is scored, cut and teaches; the rest is optim's.
+
+    Defaults: the correction of a teacher in arXiv 2408.11796 (a fifth of the peak rate, 120 steps of warm-up, the same
+    minimum).
+    """
+
+    max_steps: int = 1000
+    schedule: str = "cosine"
+    lr: float = 2e-5
+    min_lr: float = 1e-5
+    warmup_steps: int = 120
+    decay_steps: int = 0
+    language_weights: dict[str, float] = field(default_factory=dict)  # empty: data.language_weights
 
 
 @dataclass
@@ -190,6 +207,7 @@ class Config:
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     prune: Prune = field(default_factory=Prune)
     teacher: Teacher = field(default_factory=Teacher)
     distill: Distill = field(default_factory=Distill)

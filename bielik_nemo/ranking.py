@@ -21,13 +21,11 @@ from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.artifacts import Manifest
-from bielik_nemo.config import Config
+from bielik_nemo.config import STAGES, Config
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import DataError, GateError
 from bielik_nemo.prune.search import AXES
-from bielik_nemo.stages import GRAPH, RANKED_BY, Stage
-
-SHARED = ("import_hf", "data", "score")
+from bielik_nemo.stages import GRAPH, RANKED_BY, Stage, needed
 
 RunStage = Callable[[Config, Stage, Path], None]
 """Runs one stage of a configuration in a run directory, unless it is done."""
@@ -77,7 +75,12 @@ def rank(config: Config, run_dir: Path, run_stage: RunStage) -> dict[str, Any]:
 
 def stages(config: Config) -> list[str]:
     """The stages of a candidate's run, in order."""
-    return [name for name in (*SHARED, *RANKED_BY) if config.cacheable or name != "teacher"]
+    return [name for name in (*shared(config), *RANKED_BY) if config.cacheable or name != "teacher"]
+
+
+def shared(config: Config) -> list[str]:
+    """The stages whose results a candidate's run takes from the whole one, in order."""
+    return [name for name in STAGES if name in needed(GRAPH["search"], config)]
 
 
 def candidate_config(config: Config, directory: Path, target: Target | None = None) -> Config:
@@ -145,7 +148,7 @@ def _prepared(config: Config, run_dir: Path, name: str, target: Target | None = 
     """The configuration of a run below this one, in whose directory stand links to what they share."""
     directory = run_dir / "search" / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
-    for stage in SHARED:
+    for stage in shared(config):
         _link(directory / stage, run_dir / stage)
     return candidate_config(config, directory, target)
 

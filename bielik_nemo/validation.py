@@ -41,6 +41,8 @@ POSITIVE = (
     "data.global_batch_size",
     "data.micro_batch_size",
     "optim.lr",
+    "pretrain.max_steps",
+    "pretrain.lr",
     "parallel.tp",
     "parallel.pp",
     "parallel.cp",
@@ -56,7 +58,7 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-NOT_NEGATIVE += ("optim.decay_steps",)
+NOT_NEGATIVE += ("optim.decay_steps", "pretrain.min_lr", "pretrain.warmup_steps", "pretrain.decay_steps")
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
@@ -73,15 +75,17 @@ POSITIVE_OR_NULL += tuple(
 FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2", "prune.search.tolerance")  # below 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
 SEQUENCES = {  # and the stages that read so many tokens at a time
-    "data.seq_length": {"score", "teacher", "distill", "evaluate"},
+    "data.seq_length": {"pretrain", "score", "teacher", "distill", "evaluate"},
     "prune.calibration.seq_length": {"score"},
 }
+SCHEDULES = ("cosine", "wsd", "constant")
 WORDS = {
     "model.dtype": ("float32", "bfloat16"),
     "teacher.kind": ("sampled", "top_k"),
     "trainer.precision": ("32", "bf16-mixed"),
     "trainer.recompute": ("none", "selective", "full"),
-    "optim.schedule": ("cosine", "wsd", "constant"),
+    "optim.schedule": SCHEDULES,
+    "pretrain.schedule": SCHEDULES,
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -264,14 +268,18 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
 
 
 def _training(config: Config) -> Iterator[str]:
-    optim, data, steps = config.optim, config.data, config.trainer.max_steps
-    if optim.min_lr > optim.lr:
-        yield f"optim.min_lr: found {optim.min_lr}, allowed: 0 to optim.lr={optim.lr}"
-    if optim.warmup_steps >= steps:
-        yield f"optim.warmup_steps: found {optim.warmup_steps}, allowed: less than trainer.max_steps={steps}"
-    elif optim.schedule == "wsd" and not 1 <= optim.decay_steps <= steps - optim.warmup_steps:
-        allowed = f"1 to {steps - optim.warmup_steps}, the steps after warm-up, with optim.schedule=wsd"
-        yield f"optim.decay_steps: found {optim.decay_steps}, allowed: {allowed}"
+    data, schedules = config.data, {"optim": (config.optim, "trainer.max_steps", config.trainer.max_steps)}
+    if "pretrain" in config.pipeline.stages:
+        schedules["pretrain"] = (config.pretrain, "pretrain.max_steps", config.pretrain.max_steps)
+    for name, (schedule, key, steps) in schedules.items():
+        warmup, decay = schedule.warmup_steps, schedule.decay_steps
+        if schedule.min_lr > schedule.lr:
+            yield f"{name}.min_lr: found {schedule.min_lr}, allowed: 0 to {name}.lr={schedule.lr}"
+        if warmup >= steps:
+            yield f"{name}.warmup_steps: found {warmup}, allowed: less than {key}={steps}"
+        elif schedule.schedule == "wsd" and not 1 <= decay <= steps - warmup:
+            allowed = f"1 to {steps - warmup}, the steps after warm-up, with {name}.schedule=wsd"
+            yield f"{name}.decay_steps: found {decay}, allowed: {allowed}"
     parallel = config.parallel
     world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
     if world % split:
@@ -306,20 +314,27 @@ def _split_sequences(config: Config) -> Iterator[str]:
 
 
 def _mixture(config: Config) -> Iterator[str]:
-    sources, languages = config.data.sources, config.data.language_weights
+    yield from _languages(config, "data.language_weights", config.data.language_weights)
+    if "pretrain" in config.pipeline.stages and config.pretrain.language_weights:
+        yield from _languages(config, "pretrain.language_weights", config.pretrain.language_weights)
+
+
+def _languages(config: Config, key: str, languages: dict[str, float]) -> Iterator[str]:
+    """What is wrong with the sources' weights where these are the languages'."""
+    sources = config.data.sources
     weighted = {source.language if languages else "" for source in sources if source.weight is not None}
     for index, source in enumerate(sources):
         if languages and source.language not in languages:
-            allowed = f"one that data.language_weights has: {', '.join(languages)}"
+            allowed = f"one that {key} has: {', '.join(languages)}"
             yield f"data.sources[{index}].language: found {source.language!r}, allowed: {allowed}"
         if source.weight is None and (source.language if languages else "") in weighted:
             beside = f", since others{' in this language' if languages else ''} have one"
             yield f"data.sources[{index}].weight: found null, allowed: a positive number{beside}"
     for language, weight in languages.items():
         if not 0 < weight < math.inf:
-            yield f"data.language_weights.{language}: found {weight}, allowed: a positive number"
+            yield f"{key}.{language}: found {weight}, allowed: a positive number"
         if language not in {source.language for source in sources}:
-            yield f"data.language_weights.{language}: found a language without a source, allowed: one that has some"
+            yield f"{key}.{language}: found a language without a source, allowed: one that has some"
 
 
 def _compensation(config: Config) -> Iterator[str]:
@@ -338,6 +353,8 @@ def _stages(config: Config) -> Iterator[str]:
     ordered = [stage for stage in STAGES if stage in stages]
     if not unknown and stages != ordered:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
+    if "pretrain" in stages and config.prune.streaming:
+        yield "prune.streaming: found True, allowed: False with pretrain in pipeline.stages (it cuts model.source)"
     yield from _distillation(config)
 
 

@@ -42,6 +42,23 @@ def test_tokens_and_flops(config: Config):
     assert (found.tokens, found.flops) == (120, 1_539_840)
 
 
+def test_continued_pretraining(config: Config):
+    """5 steps * 40 = 200 tokens at 3 * 4624 = 13,872: 2,774,400 beside the 1,539,840 of distillation. The source alone:
+    3240 padded parameters of 16 bytes, logits 2 * 20 rows * 128 * 4, activations twice those of the target's layer, of
+    FFN 16: 20 rows * 2 * (32 + 24 + 48) * 4. On disk 2 * 12 bytes of each of 2792, and 4."""
+    config.pipeline.stages = ["import_hf", "data", "pretrain", "export"]
+    config.pretrain.max_steps = 5
+    found = estimate(config)
+    assert (found.tokens, found.pretrained, found.flops) == (0, 200, 2_774_400)
+    assert sum(found.memory.values()) == 3240 * 16 + 20_480 + 16_640
+    assert found.disk["pretrain"] == 2792 * 28
+    assert "200 tokens = 5 steps * 4 sequences * 10" in budget.table(config, found)
+    config.pipeline.stages = ["import_hf", "data", "pretrain", "score", "prune", "distill"]
+    both = estimate(config)
+    assert (both.tokens, both.flops) == (120, 2_774_400 + 1_539_840)
+    assert sum(both.memory.values()) == sum(found.memory.values())  # more than the target's beside its teacher
+
+
 def test_gpu_hours_only_when_the_peak_is_known(config: Config):
     """1,539,840 FLOPs at 40 % of 1 TFLOP/s: 3.8496e-6 s = 1.06933e-9 hours."""
     assert estimate(config).gpu_hours is None

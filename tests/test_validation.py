@@ -8,6 +8,7 @@ from bielik_nemo.validation import source_architecture, target_architecture
 FULL = "bielik_minitron_7b"
 BLEND = "prune.calibration.sources="
 MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
+PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
 LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
 
@@ -76,6 +77,26 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         # 1,000 steps less 50 of warm-up.
         ("", ["optim.schedule=wsd"], "optim.decay_steps: found 0, allowed: 1 to 950, the steps after warm-up, with"),
         ("", ["optim.schedule=wsd", "optim.decay_steps=951"], "optim.decay_steps: found 951, allowed: 1 to 950"),
+        (
+            "",
+            ["pipeline.stages=[data,pretrain]", "pretrain.warmup_steps=2000"],
+            "pretrain.warmup_steps: found 2000, allowed: less than pretrain.max_steps=1000",
+        ),
+        (
+            "",
+            ["pipeline.stages=[data,pretrain]", "pretrain.min_lr=1"],
+            "pretrain.min_lr: found 1.0, allowed: 0 to pretrain.lr=2e-05",
+        ),
+        (
+            "",
+            [PLAIN, "pipeline.stages=[data,pretrain]", "pretrain.language_weights={pl: 1}"],
+            "data.sources[1].language: found 'en', allowed: one that pretrain.language_weights has: pl",
+        ),
+        (
+            "",
+            ["pipeline.stages=[data,pretrain,score,prune]", "prune.streaming=true"],
+            "prune.streaming: found True, allowed: False with pretrain in pipeline.stages",
+        ),
         # 2 nodes * 3 devices = 6, not a multiple of tp 2 * pp 2 = 4.
         (
             "",

@@ -73,13 +73,7 @@ def shares(
     return [share / sum(found) for share in found]
 
 
-def parts(
-    config: Config,
-    run_dir: Path,
-    samples: int,
-    seq_length: int,
-    language_weights: Mapping[str, float] | None = None,
-) -> list[Part]:
+def parts(config: Config, run_dir: Path, samples: int, seq_length: int) -> list[Part]:
     """What a run of so many samples takes of each source, in the order of `data.sources`.
 
     Args:
@@ -87,13 +81,12 @@ def parts(
         run_dir: of a run whose stage `data` has finished.
         samples: that are drawn.
         seq_length: tokens of each.
-        language_weights: instead of `data.language_weights`.
 
     Raises:
         DataError: a source that has a weight gets no sample.
     """
     sources, rows = config.data.sources, artifacts.read_json(run_dir / "data" / SUMMARY)["sources"]
-    exact = shares(sources, language_weights or config.data.language_weights, [row["tokens"] for row in rows])
+    exact = shares(sources, config.data.language_weights, [row["tokens"] for row in rows])
     found = []
     for index, (source, row, share) in enumerate(zip(sources, rows, exact, strict=True)):
         count = blend.shares(exact, samples)[index]

@@ -27,7 +27,8 @@ class Stage:
         name: of the stage, its module and its directory.
         keys: settings that decide the result.
         free: settings it also reads: layout, rhythm, what is only checked, and paths of files, whose content counts.
-        needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline.
+        needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline,
+            `source` for the one whose model is compressed.
         uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
@@ -68,7 +69,7 @@ def _whole(config: Config) -> Layout:
     return config.parallel.tp, config.parallel.pp
 
 
-MODEL_STAGES = ("import_hf", "prune", "distill")
+MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
 RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
@@ -104,6 +105,39 @@ GRAPH = {
             version=2,
         ),
         Stage(
+            "pretrain",
+            keys=(
+                "model.dtype",
+                "pretrain",
+                "optim.weight_decay",
+                "optim.beta1",
+                "optim.beta2",
+                "optim.clip_grad",
+                "optim.reference_tokens",
+                "data.seq_length",
+                "data.global_batch_size",
+                *MIX,
+                "trainer.precision",
+                "run.seed",
+            ),
+            outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
+            scratch=("checkpoints", "index_cache"),
+            free=(
+                "parallel",
+                "cluster",
+                "data.micro_batch_size",
+                "data.held_out_fraction",
+                "data.held_out_tokens",
+                "trainer.log_every",
+                "trainer.validate_every",
+                "trainer.checkpoint_every",
+                "trainer.recompute",
+            ),
+            needs=("import_hf", "data"),
+            layout=_whole,
+            trains=True,
+        ),
+        Stage(
             "score",
             keys=(
                 "model.dtype",
@@ -130,9 +164,10 @@ GRAPH = {
                 "prune.importance.scores",
                 "distill.gate_max_loss",
                 "parallel.pp",
+                "pipeline.stages",
                 "evaluate.batch_size",
             ),
-            needs=("import_hf", "data"),
+            needs=("import_hf", "source", "data"),
             # Model Optimizer scores and prunes at tensor parallel size 1 only.
             layout=lambda config: (1, config.parallel.pp),
         ),
@@ -148,7 +183,7 @@ GRAPH = {
                 "prune.importance.block_sizes",
                 "trainer.validate_every",
             ),
-            needs=("import_hf", "data", "score"),
+            needs=("import_hf", "source", "data", "score"),
         ),
         Stage(
             "prune",
@@ -165,7 +200,7 @@ GRAPH = {
             outputs=("megatron", "architecture.json", "pruned.json", "kept.json"),
             scratch=("source",),
             free=("model.source", "parallel.pp", "run.seed", "pipeline.stages", "prune.calibration.batch_size"),
-            needs=("import_hf", "score"),
+            needs=("source", "score"),
             uses=("search",),
             layout=lambda config: (1, 1 if config.prune.streaming else config.parallel.pp),
         ),
@@ -191,8 +226,9 @@ GRAPH = {
                 "data.micro_batch_size",
                 "parallel",
                 "cluster",
+                "pipeline.stages",
             ),
-            needs=("import_hf", "data", "score"),
+            needs=("import_hf", "source", "data", "score"),
             layout=_whole,
             trains=True,
             version=2,
@@ -228,7 +264,7 @@ GRAPH = {
                 "pipeline.stages",
                 "teacher",
             ),
-            needs=("import_hf", "data", "score", "prune"),
+            needs=("import_hf", "source", "data", "score", "prune"),
             uses=("teacher",),
             layout=_whole,
             trains=True,
@@ -246,8 +282,8 @@ GRAPH = {
             "evaluate",
             keys=("model.dtype", "evaluate", "data.seq_length", "data.held_out_tokens"),
             outputs=("metrics.json",),
-            free=("parallel.tp", "run.seed"),
-            needs=("import_hf", "data", "prune", "distill"),
+            free=("parallel.tp", "run.seed", "pipeline.stages"),
+            needs=("import_hf", "source", "data", "prune", "distill"),
             # Generation with a KV cache runs on one pipeline stage.
             layout=lambda config: (config.parallel.tp, 1),
         ),
@@ -266,9 +302,15 @@ GRAPH["search"] = replace(
 
 
 def needed(stage: Stage, config: Config) -> list[str]:
-    """Names of the stages whose results this one reads, `model` resolved."""
-    needs = [model_stage(config, stage.name) if name == "model" else name for name in stage.needs]
-    return needs + [name for name in stage.uses if name in config.pipeline.stages]
+    """Names of the stages whose results this one reads, each once, `model` and `source` resolved."""
+    meant = {"model": model_stage(config, stage.name), "source": source_stage(config)}
+    needs = [meant.get(name, name) for name in stage.needs]
+    return list(dict.fromkeys(needs + [name for name in stage.uses if name in config.pipeline.stages]))
+
+
+def source_stage(config: Config) -> str:
+    """The stage whose model is scored, cut and teaches: `pretrain` where it is part of the pipeline."""
+    return "pretrain" if "pretrain" in config.pipeline.stages else "import_hf"
 
 
 def model_stage(config: Config, before: str = "export") -> str:

@@ -27,7 +27,7 @@ from bielik_nemo.engine.criterion import Criterion
 from bielik_nemo.engine.distillation import DistillationModel, train
 from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
-from bielik_nemo.stages import teacher
+from bielik_nemo.stages import source_stage, teacher
 
 
 def build(config: Config, run_dir: Path) -> run_.Partial:
@@ -61,8 +61,8 @@ def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     model = run_.Config(
         DistillationModel,
         student=_shape(run_dir / "prune"),
-        teacher=_shape(run_dir / "import_hf"),
-        teacher_checkpoint=str(run_dir / "import_hf" / "megatron"),
+        teacher=_shape(run_dir / source_stage(config)),
+        teacher_checkpoint=str(run_dir / source_stage(config) / "megatron"),
         gate=teacher.gate(config, run_dir),
         criterion=_criterion(config, run_dir),
         dtype=config.model.dtype,

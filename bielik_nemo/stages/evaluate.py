@@ -15,13 +15,13 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import convert, datasets, distributed, generate, model
-
-MODELS = {"source": "import_hf", "pruned": "prune", "distilled": "distill"}
+from bielik_nemo.stages import source_stage
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Measure all three models."""
     settings = config.evaluate
+    models = {"source": source_stage(config), "pruned": "prune", "distilled": "distill"}
     held_out = datasets.HeldOut(
         str(run_dir / "data" / "held_out"), config.data.seq_length, config.data.held_out_tokens, settings.batch_size
     )
@@ -29,7 +29,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     by_language: dict[str, dict[str, float]] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in settings.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
-        for name, stage in MODELS.items():
+        for name, stage in models.items():
             architecture = Architecture.from_json(run_dir / stage / "architecture.json")
             tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
             gpt = model.gpt_config(architecture, tp=config.parallel.tp, dtype=config.model.dtype)

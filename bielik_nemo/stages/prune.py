@@ -20,6 +20,7 @@ from bielik_nemo.engine import calibration, checkpoint, compensation, distribute
 from bielik_nemo.engine.scores import Scores
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune.kept import Kept, choose, kept_layers
+from bielik_nemo.stages import source_stage
 from bielik_nemo.validation import target_architecture
 
 
@@ -31,7 +32,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         CheckpointError: the source or the scores are damaged.
         GateError: the result does not have the target's number of parameters.
     """
-    here, origin = run_dir / "prune", run_dir / "import_hf"
+    here, origin = run_dir / "prune", run_dir / source_stage(config)
     source = Architecture.from_json(origin / "architecture.json")
     target = target_of(config, run_dir, source)
     kept = what_stays(config, source, target, run_dir / "score" / "scores.safetensors")
@@ -72,7 +73,7 @@ def cut(
             built = model.build(
                 model.gpt_config(source, pp=config.parallel.pp, dtype=config.model.dtype, fused=False), source
             )
-            checkpoint.load(built, run_dir / "import_hf" / "megatron")
+            checkpoint.load(built, run_dir / source_stage(config) / "megatron")
             return built
 
         if compensation.wanted(settings):

@@ -18,6 +18,7 @@ from bielik_nemo.config import Config
 from bielik_nemo.engine import calibration, checkpoint, distributed, finite, importance, model, scores
 from bielik_nemo.engine.datasets import HeldOut
 from bielik_nemo.errors import CheckpointError, GateError
+from bielik_nemo.stages import source_stage
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         CheckpointError: `prune.importance.scores` are of another model, calibration set or definition.
         GateError: the source model's held-out loss is above `distill.gate_max_loss`, or an activation is not finite.
     """
-    here, source = run_dir / "score", run_dir / "import_hf"
+    here, source = run_dir / "score", run_dir / source_stage(config)
     architecture = Architecture.from_json(source / "architecture.json")
     settings = config.prune.importance
     with distributed.model_parallel(1, config.parallel.pp, config.run.seed):

@@ -22,6 +22,7 @@ from bielik_nemo.engine import checkpoint, distributed, model, teacher_pass, tra
 from bielik_nemo.engine.distillation import TeacherGate
 from bielik_nemo.engine.teacher_cache import Contents
 from bielik_nemo.errors import DataError
+from bielik_nemo.stages import source_stage
 
 
 def gate(config: Config, run_dir: Path) -> run_.Config[TeacherGate]:
@@ -54,8 +55,9 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: a stage that they are made of has not finished.
     """
-    source, data = _manifest(run_dir / "import_hf"), _manifest(run_dir / "data")
-    tokenizer = {name: entry for name, entry in source.outputs.items() if name.startswith("tokenizer/")}
+    source, data = _manifest(run_dir / source_stage(config)), _manifest(run_dir / "data")
+    imported = _manifest(run_dir / "import_hf")
+    tokenizer = {name: entry for name, entry in imported.outputs.items() if name.startswith("tokenizer/")}
     text = {name: entry for name, entry in data.outputs.items() if name.startswith("train/")}
     shares = [part.share for part in mix(config, run_dir)]
     sampled = config.teacher.kind == "sampled"
@@ -68,7 +70,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
         "vocab_size": Architecture.from_json(run_dir / "import_hf" / "architecture.json").vocab_size,
         "seed": config.run.seed,
         "dtype": config.model.dtype,
-        "teacher": source.fingerprint,  # of the checkpoint that was imported; the files depend on the layout
+        "teacher": source.fingerprint,  # of what the model was made of; the files depend on the layout
         "tokenizer": artifacts.content_digest(tokenizer),
         "data": artifacts.digest([artifacts.content_digest(text), shares]),
     }
@@ -88,7 +90,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         GateError: the teacher is not what it should be, or a logit is not finite.
         CheckpointError: the teacher cannot be loaded.
     """
-    here, source = run_dir / "teacher", run_dir / "import_hf"
+    here, source = run_dir / "teacher", run_dir / source_stage(config)
     architecture = Architecture.from_json(source / "architecture.json")
     tp, pp, size = config.parallel.tp, config.parallel.pp, config.data.micro_batch_size
     wanted = Contents(**origin(config, run_dir))

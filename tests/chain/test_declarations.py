@@ -16,7 +16,7 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "teacher"]
+RUN = [*CHAIN, "pretrain", "teacher"]
 
 
 def recording(section: Any, read: set[str], prefix: str = "") -> Any:
@@ -34,8 +34,13 @@ def recording(section: Any, read: set[str], prefix: str = "") -> Any:
             read.add(prefix + name)
         return object.__getattribute__(self, name)
 
+    def plain(self: Any) -> None:
+        object.__setattr__(self, "__class__", type(section))
+
     copy = replace(section, **inner)
-    copy.__class__ = make_dataclass("Recording", [], bases=(type(section),), namespace={"__getattribute__": note})
+    # What is made of it with `replace` has other values: reading those is not reading the configuration's.
+    methods = {"__getattribute__": note, "__post_init__": plain}
+    copy.__class__ = make_dataclass("Recording", [], bases=(type(section),), namespace=methods)
     return copy
 
 
@@ -75,6 +80,7 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir)
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         chain.run(run_dir, stages, "prune.calibration.sources=[]")
+        chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, "prune.streaming=true", stages=["prune"])
         chain.run(run_dir, "prune.compensation.ffn=true", "prune.compensation.samples=8", stages=["prune"])
     return read

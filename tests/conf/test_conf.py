@@ -19,7 +19,7 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = "cluster data distill experiment model optim parallel prune trainer".split()
+GROUPS = "cluster data distill experiment model optim parallel pretrain prune trainer".split()
 
 TEACHER = (4096, 14336, 50)
 PAPER = {  # hidden, FFN, layers; parameters with one embedding matrix in billions (arXiv 2603.11881 table 2)

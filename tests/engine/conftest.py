@@ -103,7 +103,7 @@ def single(inputs: Path, out: Path) -> Results:
     return _here(
         inputs,
         out,
-        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,teach,cached,compared",
+        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,teach,cached,compared,pretrain",
     )
 
 
@@ -111,20 +111,21 @@ def single(inputs: Path, out: Path) -> Results:
 def tp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes that share every layer; their run `resumed` was killed before."""
     _processes(inputs, out, 2, "tp2:killed")
-    return Results(out / "tp2", _processes(inputs, out, 2, "tp2:convert,forward,train,recomputed,resumed,teach,cached"))
+    work = "tp2:convert,forward,train,recomputed,resumed,teach,cached,pretrain"
+    return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached"
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached,pretrain"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def dp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes with a copy of the model each."""
-    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,teach,cached"))
+    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,teach,cached,pretrain"))
 
 
 @pytest.fixture(scope="session")

@@ -352,6 +352,39 @@ class Layout:
             torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
         self.record(f"distill {name}", "done")
 
+    def pretrain(self) -> None:
+        """Continued pre-training of the teacher; leaves metrics.jsonl."""
+        from bielik_nemo.engine import cpu, distributed
+
+        cpu.enable()
+        import fiddle as fdl
+        import nemo_run as run
+
+        from bielik_nemo.architecture import Architecture
+        from bielik_nemo.engine import distillation, pretraining, training
+
+        here, config = self.out / "pretrain", self.config()
+        here.mkdir(exist_ok=True)
+        a = run.Config(Architecture, **asdict(self.architecture("llama")))
+        task = run.Partial(
+            distillation.train,
+            model=run.Config(pretraining.PretrainingModel, a, dtype="float32", seq_length=SEQ_LENGTH),
+            data=self.data(config, here / "index"),
+            trainer=training.trainer(
+                config, here / "metrics.jsonl", training.held_out(config, self.inputs / "held_out")
+            ),
+            log=training.logger(config, here),
+            resume=training.resume(self.megatron("llama")),
+            optim=training.optimizer(config),
+        )
+        _meet()
+        distributed.ensure_rendezvous()
+        try:
+            fdl.build(task)()
+        finally:
+            distributed.reset_parallel_state()
+        self.record("distill pretrain", "done")
+
     def train(self) -> None:
         """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""
         self.distill("llama", "llama")

@@ -34,7 +34,7 @@ def test_what_a_stage_declares_exists(name: str):
     stage = GRAPH[name]
     assert view(Config(), stage.keys + stage.free)  # raises for a key that is none
     for other in (*stage.needs, *stage.uses):
-        assert other == "model" or STAGES.index(other) < STAGES.index(name)
+        assert other in ("model", "source") or STAGES.index(other) < STAGES.index(name)
     assert stage.outputs and not set(stage.outputs) & set(stage.scratch)
 
 
@@ -54,10 +54,11 @@ def test_stages_that_make_a_model_leave_it_where_it_is_looked_for():
     "stages, origin, needs",
     [
         (STAGES, "distill", ["import_hf", "distill", "data"]),
-        (["import_hf", "export"], "import_hf", ["import_hf", "import_hf"]),
+        (["import_hf", "data", "pretrain", "export"], "pretrain", ["import_hf", "pretrain", "data"]),
+        (["import_hf", "export"], "import_hf", ["import_hf"]),
         (["import_hf", "data", "score", "prune", "export"], "prune", ["import_hf", "prune", "data"]),
         (["import_hf", "data", "score", "prune", "distill"], "distill", ["import_hf", "distill", "data"]),
-        (["export"], "import_hf", ["import_hf", "import_hf"]),
+        (["export"], "import_hf", ["import_hf"]),
     ],
 )
 def test_the_last_model_of_the_pipeline_is_exported(stages: list[str], origin: str, needs: list[str]):
@@ -69,6 +70,10 @@ def test_the_last_model_of_the_pipeline_is_exported(stages: list[str], origin: s
 
 def test_other_stages_need_what_they_say():
     assert needed(GRAPH["distill"], Config()) == ["import_hf", "data", "score", "prune"]
+    config = Config()
+    config.pipeline.stages = STAGES
+    assert needed(GRAPH["score"], config) == ["import_hf", "pretrain", "data"]
+    assert needed(GRAPH["prune"], config) == ["pretrain", "score", "search"]
 
 
 def test_a_search_needs_all_that_its_candidates_read():
@@ -83,5 +88,5 @@ def test_processes_of_each_stage():
     config.parallel.tp, config.parallel.pp, config.cluster.devices_per_node = 2, 3, 12
     sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
-    expected |= {"export": 6, "evaluate": 2}
+    expected |= {"pretrain": 12, "export": 6, "evaluate": 2}
     assert sizes == expected

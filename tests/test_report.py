@@ -251,6 +251,18 @@ def test_damaged_file_is_one_error_and_leaves_the_old_report(run_dir, file, text
     assert (run_dir / "report.html").read_bytes() == before
 
 
+def test_continued_pretraining_has_curves_of_its_own(run_dir):
+    losses = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]
+    held_out = [{"step": 0, "held_out_loss": 3.0}, {"step": 2, "held_out_loss": 2.0}]
+    put(run_dir / "pretrain" / "metrics.jsonl", lines(*held_out, *losses))
+    numbers = report.collect(run_dir)
+    assert [row["loss"] for row in numbers["pretraining"]["training"]] == [2.5, 2.25]
+    text = Reader(page(numbers)).text
+    assert "Continued pre-training" in text and "Cross-entropy" in text and "Held-out loss of the source" in text
+    ids = [value for name, value in Reader(page(numbers)).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
 def test_text_that_was_trained_on(run_dir):
     row = {"name": "<b>pl</b>", "language": "pl", "share": 0.75, "samples": 3, "tokens": 1536, "epochs": 4.25}
     put(run_dir / "distill" / "blend.json", {"sources": [row, row | {"name": "en.txt", "share": 0.25}]})

@@ -21,6 +21,7 @@ def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
     sections = (
         _quality,
+        _pretraining,
         _distillation,
         _texts,
         _search,
@@ -123,6 +124,22 @@ def _languages(numbers: dict[str, Any]) -> str:
         for language in languages
     ]
     return markup.table(["Language", *map(markup.model, losses)], ["number"] * len(losses), rows)
+
+
+def _pretraining(numbers: dict[str, Any]) -> str:
+    curves, panels = numbers.get("pretraining", {}), []
+    for title, kind, key in (
+        ("Cross-entropy", "training", "loss"),
+        ("Held-out loss of the source", "validation", "held_out_loss"),
+    ):
+        rows = [row for row in curves.get(kind, []) if key in row]
+        if rows:
+            svg = plots.curve(f"{title}, nats per token, by step of pre-training", rows, key)
+            panels.append(f"<figure><figcaption><b>{title}</b> nats per token</figcaption>{svg}</figure>")
+    if not panels:
+        return ""
+    note = "The source was trained further before it was scored, cut and taught; it is this model that is compared."
+    return markup.section("Continued pre-training", note, f'<div class="panels">{"".join(panels)}</div>')
 
 
 def _distillation(numbers: dict[str, Any]) -> str:

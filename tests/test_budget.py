@@ -56,7 +56,7 @@ def test_continued_pretraining(config: Config):
     config.pipeline.stages = ["import_hf", "data", "pretrain", "score", "prune", "distill"]
     both = estimate(config)
     assert (both.tokens, both.flops) == (120, 2_774_400 + 1_539_840)
-    assert sum(both.memory.values()) == sum(found.memory.values())  # more than the target's beside its teacher
+    assert sum(both.memory.values()) == 89_376 > sum(found.memory.values())  # the target beside its teacher needs more
 
 
 def test_gpu_hours_only_when_the_peak_is_known(config: Config):

@@ -172,7 +172,7 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             "distill.weights.jensen_shannon: found 1.0, allowed: 0 with teacher in pipeline.stages",
         ),
         ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
-        ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, score"),
+        ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, pre"),
         ("", ["pipeline.stages=[expor]"], "did you mean export?"),
         (
             "",

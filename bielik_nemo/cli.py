@@ -32,6 +32,7 @@ COMMANDS = {
     "prune": "remove the least important ones",
     "teacher": "run the source once and keep what distillation needs of its predictions",
     "distill": "train the pruned model on the source's logits",
+    "distill_long": "go on distilling at a longer context",
     "export": "Megatron checkpoint -> Hugging Face checkpoint, with a check that the logits agree",
     "evaluate": "held-out loss and samples of source, pruned and distilled model",
     "pipeline": "all stages of pipeline.stages in order, then the report; what is done is skipped",

@@ -18,7 +18,8 @@ from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.errors import ConfigError
 
-STAGES = ["import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "export", "evaluate"]
+STAGES = ["import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long"]
+STAGES += ["export", "evaluate"]
 """All stages, in the order in which a pipeline may have them."""
 
 CHAIN = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -112,6 +113,25 @@ class Distill:
     jensen_shannon_beta: float = 0.5  # weight of the teacher in the mixture (arXiv 2306.13649); 0.5 is symmetric
     gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
     gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
+
+
+@dataclass
+class DistillLong:
+    """A second phase of distillation at a longer context; losses, gate and the rest are as in the first.
+
+    Rates: Model Optimizer's example of such a phase. Tokens in a batch: as many as 512 sequences of 4096 have.
+    """
+
+    seq_length: int = 32768
+    rotary_base: Optional[float] = None  # of the student from here on; None: unchanged
+    max_steps: int = 1000
+    schedule: str = "cosine"
+    lr: float = 2e-5
+    min_lr: float = 1e-5
+    warmup_steps: int = 50
+    decay_steps: int = 0
+    global_batch_size: int = 64
+    micro_batch_size: int = 1
 
 
 @dataclass
@@ -211,6 +231,7 @@ class Config:
     prune: Prune = field(default_factory=Prune)
     teacher: Teacher = field(default_factory=Teacher)
     distill: Distill = field(default_factory=Distill)
+    distill_long: DistillLong = field(default_factory=DistillLong)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     parallel: Parallel = field(default_factory=Parallel)

@@ -43,6 +43,11 @@ POSITIVE = (
     "optim.lr",
     "pretrain.max_steps",
     "pretrain.lr",
+    "distill_long.seq_length",
+    "distill_long.max_steps",
+    "distill_long.lr",
+    "distill_long.global_batch_size",
+    "distill_long.micro_batch_size",
     "parallel.tp",
     "parallel.pp",
     "parallel.cp",
@@ -58,12 +63,13 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-NOT_NEGATIVE += ("optim.decay_steps", "pretrain.min_lr", "pretrain.warmup_steps", "pretrain.decay_steps")
+NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in ("pretrain", "distill_long") for key in ("min_lr", "warmup_steps"))
+NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", "pretrain", "distill_long"))
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
-POSITIVE_OR_NULL += ("optim.reference_tokens",)
+POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups",)
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
@@ -77,6 +83,7 @@ LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the
 SEQUENCES = {  # and the stages that read so many tokens at a time
     "data.seq_length": {"pretrain", "score", "teacher", "distill", "evaluate"},
     "prune.calibration.seq_length": {"score"},
+    "distill_long.seq_length": {"distill_long"},
 }
 SCHEDULES = ("cosine", "wsd", "constant")
 WORDS = {
@@ -86,6 +93,7 @@ WORDS = {
     "trainer.recompute": ("none", "selective", "full"),
     "optim.schedule": SCHEDULES,
     "pretrain.schedule": SCHEDULES,
+    "distill_long.schedule": SCHEDULES,
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -204,8 +212,10 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
     longest = source.max_position_embeddings
     for key, readers in SEQUENCES.items():
         length = view(config, [key])[key]
-        if length > longest and not readers.isdisjoint(stages):
-            found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context")
+        stretched = key == "distill_long.seq_length" and config.distill_long.rotary_base
+        if length > longest and not stretched and not readers.isdisjoint(stages):
+            more = ", or more with distill_long.rotary_base" if key.startswith("distill_long") else ""
+            found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context{more}")
     if "teacher" in stages and config.teacher.kind == "top_k" and config.teacher.top_k > source.vocab_size:
         found.append(f"teacher.top_k: found {config.teacher.top_k}, allowed: 1 to {source.vocab_size}, the vocabulary")
     if "score" in stages:
@@ -268,9 +278,13 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
 
 
 def _training(config: Config) -> Iterator[str]:
-    data, schedules = config.data, {"optim": (config.optim, "trainer.max_steps", config.trainer.max_steps)}
-    if "pretrain" in config.pipeline.stages:
-        schedules["pretrain"] = (config.pretrain, "pretrain.max_steps", config.pretrain.max_steps)
+    batches, schedules = {"data": config.data}, {"optim": (config.optim, "trainer.max_steps", config.trainer.max_steps)}
+    for name in ("pretrain", "distill_long"):
+        if name in config.pipeline.stages:
+            phase = getattr(config, name)
+            schedules[name] = (phase, f"{name}.max_steps", phase.max_steps)
+    if "distill_long" in config.pipeline.stages:
+        batches["distill_long"] = config.distill_long
     for name, (schedule, key, steps) in schedules.items():
         warmup, decay = schedule.warmup_steps, schedule.decay_steps
         if schedule.min_lr > schedule.lr:
@@ -289,17 +303,20 @@ def _training(config: Config) -> Iterator[str]:
         )
         return
     yield from _split_sequences(config)
-    unit = data.micro_batch_size * config.data_parallel_size
-    if data.global_batch_size % unit:
-        yield (
-            f"data.global_batch_size: found {data.global_batch_size}, allowed: multiples of {unit} = "
-            f"data.micro_batch_size {data.micro_batch_size} * data-parallel size {config.data_parallel_size}"
-        )
+    for name, batch in batches.items():
+        unit = batch.micro_batch_size * config.data_parallel_size
+        if batch.global_batch_size % unit:
+            yield (
+                f"{name}.global_batch_size: found {batch.global_batch_size}, allowed: multiples of {unit} = "
+                f"{name}.micro_batch_size {batch.micro_batch_size} * data-parallel size {config.data_parallel_size}"
+            )
 
 
 def _split_sequences(config: Config) -> Iterator[str]:
     """What splitting the tokens of a sequence asks for."""
-    parallel, length = config.parallel, config.data.seq_length
+    parallel, lengths = config.parallel, {"data": config.data.seq_length}
+    if "distill_long" in config.pipeline.stages:
+        lengths["distill_long"] = config.distill_long.seq_length
     on_cpu = "without GPUs (cluster.gpu_memory_gib=0): Megatron's own attention and norms cannot"
     if parallel.cp > 1 and not config.cluster.gpu_memory_gib:
         yield f"parallel.cp: found {parallel.cp}, allowed: 1 {on_cpu}"
@@ -309,8 +326,10 @@ def _split_sequences(config: Config) -> Iterator[str]:
         yield "parallel.sequence_parallel: found True, allowed: False with parallel.tp=1"
     # Context parallelism gives each rank two pieces of a sequence, one of them from its end.
     unit = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence_parallel else 1)
-    if length % unit:
-        yield f"data.seq_length: found {length}, allowed: multiples of {unit} with this parallel.cp and parallel.tp"
+    for name, length in lengths.items():
+        if length % unit:
+            allowed = f"multiples of {unit} with this parallel.cp and parallel.tp"
+            yield f"{name}.seq_length: found {length}, allowed: {allowed}"
 
 
 def _mixture(config: Config) -> Iterator[str]:

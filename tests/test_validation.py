@@ -97,6 +97,21 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["pipeline.stages=[data,pretrain,score,prune]", "prune.streaming=true"],
             "prune.streaming: found True, allowed: False with pretrain in pipeline.stages",
         ),
+        (
+            "tiny",
+            ["pipeline.stages=[distill,distill_long]", "distill_long.seq_length=2048"],
+            "distill_long.seq_length: found 2048, allowed: 1 to 1024, the model's context, or more with distill_lo",
+        ),
+        (
+            "",
+            ["pipeline.stages=[distill,distill_long]", "distill_long.micro_batch_size=3"],
+            "distill_long.global_batch_size: found 64, allowed: multiples of 3 = distill_long.micro_batch_size 3 *",
+        ),
+        (
+            "",
+            ["distill_long.rotary_base=0"],
+            "distill_long.rotary_base: found 0.0, allowed: a positive number, or null",
+        ),
         # 2 nodes * 3 devices = 6, not a multiple of tp 2 * pp 2 = 4.
         (
             "",

@@ -19,7 +19,7 @@ from bielik_nemo.report.files import is_number, needed, numbers_of, parse, read
 # The three models that a run compares, in the order in which they came to be.
 ROLES = ("source", "pruned", "distilled")
 # The order in which stages are told; any other follows by name.
-_STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill")
+_STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long")
 _STAGES += ("sft", "dpo", "grpo", "export", "evaluate")
 # The stages that draw samples from the training text.
 TRAINED = ("pretrain", "distill", "distill_long")

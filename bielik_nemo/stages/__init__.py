@@ -28,7 +28,7 @@ class Stage:
         keys: settings that decide the result.
         free: settings it also reads: layout, rhythm, what is only checked, and paths of files, whose content counts.
         needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline,
-            `source` for the one whose model is compressed.
+            `source` for the one whose model is compressed, `distilled` for the last that distils it.
         uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
@@ -69,7 +69,7 @@ def _whole(config: Config) -> Layout:
     return config.parallel.tp, config.parallel.pp
 
 
-MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill")
+MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
 RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
@@ -77,6 +77,12 @@ RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
 
 MIX = ("data.sources.language", "data.sources.weight", "data.language_weights")
 """What decides how the training sets are mixed."""
+
+ADAM = ("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.clip_grad", "optim.reference_tokens")
+"""What a stage with rates of its own takes of `optim`."""
+
+CRITERION = ("distill.weights", "distill.temperature", "distill.jensen_shannon_beta")
+"""What a student learns from its teacher."""
 
 GRAPH = {
     stage.name: stage
@@ -109,11 +115,7 @@ GRAPH = {
             keys=(
                 "model.dtype",
                 "pretrain",
-                "optim.weight_decay",
-                "optim.beta1",
-                "optim.beta2",
-                "optim.clip_grad",
-                "optim.reference_tokens",
+                *ADAM,
                 "data.seq_length",
                 "data.global_batch_size",
                 *MIX,
@@ -237,9 +239,7 @@ GRAPH = {
             "distill",
             keys=(
                 "model.dtype",
-                "distill.weights",
-                "distill.temperature",
-                "distill.jensen_shannon_beta",
+                *CRITERION,
                 "optim",
                 "data.seq_length",
                 "data.global_batch_size",
@@ -270,6 +270,45 @@ GRAPH = {
             trains=True,
         ),
         Stage(
+            "distill_long",
+            keys=(
+                "model.dtype",
+                *CRITERION,
+                "distill_long.seq_length",
+                "distill_long.rotary_base",
+                "distill_long.max_steps",
+                "distill_long.schedule",
+                "distill_long.lr",
+                "distill_long.min_lr",
+                "distill_long.warmup_steps",
+                "distill_long.decay_steps",
+                "distill_long.global_batch_size",
+                *ADAM,
+                *MIX,
+                "trainer.precision",
+                "run.seed",
+            ),
+            outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
+            scratch=("checkpoints", "index_cache"),
+            free=(
+                "distill.gate_max_loss",
+                "distill.gate_tolerance",
+                "distill_long.micro_batch_size",
+                "parallel",
+                "cluster",
+                "trainer.log_every",
+                "trainer.validate_every",
+                "trainer.checkpoint_every",
+                "trainer.recompute",
+                "data.held_out_fraction",
+                "data.held_out_tokens",
+                "pipeline.stages",
+            ),
+            needs=("import_hf", "source", "data", "score", "distill"),
+            layout=_whole,
+            trains=True,
+        ),
+        Stage(
             "export",
             keys=("model.dtype", "export"),
             outputs=("hf", "parity.json"),
@@ -283,7 +322,7 @@ GRAPH = {
             keys=("model.dtype", "evaluate", "data.seq_length", "data.held_out_tokens"),
             outputs=("metrics.json",),
             free=("parallel.tp", "run.seed", "pipeline.stages"),
-            needs=("import_hf", "source", "data", "prune", "distill"),
+            needs=("import_hf", "source", "data", "prune", "distilled"),
             # Generation with a KV cache runs on one pipeline stage.
             layout=lambda config: (config.parallel.tp, 1),
         ),
@@ -304,8 +343,14 @@ GRAPH["search"] = replace(
 def needed(stage: Stage, config: Config) -> list[str]:
     """Names of the stages whose results this one reads, each once, `model` and `source` resolved."""
     meant = {"model": model_stage(config, stage.name), "source": source_stage(config)}
+    meant["distilled"] = distilled_stage(config)
     needs = [meant.get(name, name) for name in stage.needs]
     return list(dict.fromkeys(needs + [name for name in stage.uses if name in config.pipeline.stages]))
+
+
+def distilled_stage(config: Config) -> str:
+    """The stage whose model is the last that was distilled."""
+    return "distill_long" if "distill_long" in config.pipeline.stages else "distill"
 
 
 def source_stage(config: Config) -> str:

@@ -9,8 +9,7 @@ from which an interrupted run goes on.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,48 @@ from bielik_nemo.data import mixture
 from bielik_nemo.engine import checkpoint, distributed, training
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
 from bielik_nemo.engine.criterion import Criterion
-from bielik_nemo.engine.distillation import DistillationModel, train
+from bielik_nemo.engine.distillation import DistillationModel, TeacherGate, train
 from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
 from bielik_nemo.stages import source_stage, teacher
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What the phases of distillation differ in.
+
+    Attributes:
+        name: of the stage.
+        config: with the phase's own settings in their places.
+        begins: stage with whose model the student begins.
+        student: shape of the student.
+        teacher: shape in which the source teaches.
+        gate: what the source must show before it teaches.
+        cached: whether the stage `teacher` has run the source for it.
+    """
+
+    name: str
+    config: Config
+    begins: str
+    student: Architecture
+    teacher: Architecture
+    gate: run_.Config[TeacherGate]
+    cached: bool = False
+
+
+def phase(config: Config, run_dir: Path) -> Phase:
+    """The phase that this stage is."""
+    shapes = (Architecture.from_json(run_dir / name / "architecture.json") for name in ("prune", source_stage(config)))
+    gate, cached = teacher.gate(config, run_dir), "teacher" in config.pipeline.stages
+    return Phase("distill", config, "prune", *shapes, gate, cached)
+
+
 def build(config: Config, run_dir: Path) -> run_.Partial:
+    """The task of this stage; see `task`."""
+    return task(phase(config, run_dir), run_dir)
+
+
+def task(phase: Phase, run_dir: Path) -> run_.Partial:
     """The task as NeMo-Run knows it: `llm.train` over NeMo's model, data, trainer, logger and optimiser configs.
 
     Its fields can be changed like those of NeMo's own recipes before it is run.
@@ -38,9 +72,9 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     Raises:
         CheckpointError: the teacher's cache is not of this run.
     """
-    here = run_dir / "distill"
-    model, data = (_cached if "teacher" in config.pipeline.stages else _live)(config, run_dir)
-    pruned, streamed = run_dir / "prune" / "megatron", run_dir / "prune" / "hf"
+    config, here = phase.config, run_dir / phase.name
+    model, data = (_cached if phase.cached else _live)(phase, run_dir)
+    weights, streamed = run_dir / phase.begins / "megatron", run_dir / phase.begins / "hf"
     if streamed.is_dir():
         model.student_hf = str(streamed)
     return run_.Partial(
@@ -51,76 +85,80 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
         ),
         log=training.logger(config, here),
-        resume=training.resume(None if streamed.is_dir() else pruned),
+        resume=training.resume(None if streamed.is_dir() else weights),
         optim=training.optimizer(config),
     )
 
 
-def _live(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
+def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     """Student and teacher side by side, and the text."""
+    config = phase.config
     model = run_.Config(
         DistillationModel,
-        student=_shape(run_dir / "prune"),
-        teacher=_shape(run_dir / source_stage(config)),
+        student=run_.Config(Architecture, **asdict(phase.student)),
+        teacher=run_.Config(Architecture, **asdict(phase.teacher)),
         teacher_checkpoint=str(run_dir / source_stage(config) / "megatron"),
-        gate=teacher.gate(config, run_dir),
-        criterion=_criterion(config, run_dir),
+        gate=phase.gate,
+        criterion=_criterion(phase),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
     )
-    return model, teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
+    return model, teacher.samples(config, run_dir, run_dir / phase.name / "index_cache")
 
 
-def _cached(config: Config, run_dir: Path) -> tuple[run_.Config, run_.Config]:
+def _cached(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     """The student alone, and the text with what the stage `teacher` kept."""
+    config = phase.config
     TeacherCache(run_dir / "teacher").check(**teacher.origin(config, run_dir))
     model = run_.Config(
         CachedDistillationModel,
-        student=_shape(run_dir / "prune"),
-        criterion=_criterion(config, run_dir),
+        student=run_.Config(Architecture, **asdict(phase.student)),
+        criterion=_criterion(phase),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         kind=config.teacher.kind,
         recompute=config.trainer.recompute,
     )
-    data = teacher.samples(config, run_dir, run_dir / "distill" / "index_cache")
+    data = teacher.samples(config, run_dir, run_dir / phase.name / "index_cache")
     fdl.update_callable(data, CachedDataModule)
     data.teacher_cache = str(run_dir / "teacher")
     return model, data
 
 
-def _criterion(config: Config, run_dir: Path) -> run_.Config[Criterion]:
+def _criterion(phase: Phase) -> run_.Config[Criterion]:
+    settings = phase.config.distill
     return run_.Config(
         Criterion,
-        weights=asdict(config.distill.weights),
-        temperature=config.distill.temperature,
-        beta=config.distill.jensen_shannon_beta,
-        vocab_size=Architecture.from_json(run_dir / "prune" / "architecture.json").vocab_size,
+        weights=asdict(settings.weights),
+        temperature=settings.temperature,
+        beta=settings.jensen_shannon_beta,
+        vocab_size=phase.student.vocab_size,
     )
 
 
-def _shape(directory: Path) -> run_.Config[Architecture]:
-    return run_.Config(Architecture, **asdict(Architecture.from_json(directory / "architecture.json")))
-
-
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Carry this stage's phase out."""
+    return carry_out(phase(config, run_dir), run_dir)
+
+
+def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
     """Train, or go on training, then keep the student's weights.
 
     Raises:
         GateError: the teacher is not what it should be at step 0.
         CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
-    here, mix = run_dir / "distill", teacher.mix(config, run_dir)
+    here, mix = run_dir / phase.name, teacher.mix(phase.config, run_dir)
     mixture.announce(mix)
     distributed.ensure_rendezvous()
     try:
-        student = fdl.build(build(config, run_dir))()
+        student = fdl.build(task(phase, run_dir))()
         checkpoint.save(student, here / "megatron")
     finally:
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
-        shutil.copyfile(run_dir / "prune" / "architecture.json", here / "architecture.json")
+        phase.student.to_json(here / "architecture.json")
         artifacts.write_json(here / mixture.FILE, mixture.record(mix))
     record = last_step(here / "metrics.jsonl")
     ui.say(

@@ -15,13 +15,13 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import convert, datasets, distributed, generate, model
-from bielik_nemo.stages import source_stage
+from bielik_nemo.stages import distilled_stage, source_stage
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Measure all three models."""
     settings = config.evaluate
-    models = {"source": source_stage(config), "pruned": "prune", "distilled": "distill"}
+    models = {"source": source_stage(config), "pruned": "prune", "distilled": distilled_stage(config)}
     held_out = datasets.HeldOut(
         str(run_dir / "data" / "held_out"), config.data.seq_length, config.data.held_out_tokens, settings.batch_size
     )

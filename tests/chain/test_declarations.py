@@ -16,7 +16,14 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "pretrain", "teacher"]
+RUN = [*CHAIN, "pretrain", "teacher", "distill_long"]
+
+LONGER = (
+    "distill_long.seq_length=256",
+    "distill_long.global_batch_size=1",
+    "distill_long.max_steps=1",
+    "distill_long.warmup_steps=0",
+)
 
 
 def recording(section: Any, read: set[str], prefix: str = "") -> Any:
@@ -78,9 +85,10 @@ def reads(chain) -> dict[str, set[str]]:
         patch.setattr(Stage, "run", recorded)
         run_dir = chain.empty("reads")
         chain.run(run_dir)
+        chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
+        chain.run(run_dir, *LONGER, stages=["distill_long"])
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         chain.run(run_dir, stages, "prune.calibration.sources=[]")
-        chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, "prune.streaming=true", stages=["prune"])
         chain.run(run_dir, "prune.compensation.ffn=true", "prune.compensation.samples=8", stages=["prune"])
     return read

@@ -34,7 +34,7 @@ def test_what_a_stage_declares_exists(name: str):
     stage = GRAPH[name]
     assert view(Config(), stage.keys + stage.free)  # raises for a key that is none
     for other in (*stage.needs, *stage.uses):
-        assert other in ("model", "source") or STAGES.index(other) < STAGES.index(name)
+        assert other in ("model", "source", "distilled") or STAGES.index(other) < STAGES.index(name)
     assert stage.outputs and not set(stage.outputs) & set(stage.scratch)
 
 
@@ -53,7 +53,7 @@ def test_stages_that_make_a_model_leave_it_where_it_is_looked_for():
 @pytest.mark.parametrize(
     "stages, origin, needs",
     [
-        (STAGES, "distill", ["import_hf", "distill", "data"]),
+        (STAGES, "distill_long", ["import_hf", "distill_long", "data"]),
         (["import_hf", "data", "pretrain", "export"], "pretrain", ["import_hf", "pretrain", "data"]),
         (["import_hf", "export"], "import_hf", ["import_hf"]),
         (["import_hf", "data", "score", "prune", "export"], "prune", ["import_hf", "prune", "data"]),
@@ -88,5 +88,5 @@ def test_processes_of_each_stage():
     config.parallel.tp, config.parallel.pp, config.cluster.devices_per_node = 2, 3, 12
     sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
-    expected |= {"pretrain": 12, "export": 6, "evaluate": 2}
+    expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2}
     assert sizes == expected

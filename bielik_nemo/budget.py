@@ -18,7 +18,7 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
@@ -39,6 +39,7 @@ class Budget:
     target: Architecture
     tokens: int  # of distillation
     pretrained: int  # of continued pre-training
+    longer: int  # of the second phase of distillation
     candidates: int  # that a search distils
     flops: float
     ranking: float  # what these take of the FLOPs, 0..1
@@ -54,23 +55,43 @@ def estimate(config: Config, source: Architecture) -> Budget:
     pretrains, distils = "pretrain" in stages, "distill" in stages or "pretrain" not in stages
     tokens = distils * config.trainer.max_steps * config.data.global_batch_size * length
     pretrained = pretrains * config.pretrain.max_steps * config.data.global_batch_size * length
+    second = _second_phase(config)
+    longer = second.trainer.max_steps * second.data.global_batch_size * second.data.seq_length if second else 0
     ranking = search_flops(config, source, target)
     flops = tokens * flops_per_token(source, target, length) + pretrained * 3 * _forward_flops(source, length) + ranking
+    flops += longer * flops_per_token(source, target, config.distill_long.seq_length)
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
         target=target,
         tokens=tokens,
         pretrained=pretrained,
+        longer=longer,
         candidates=distilled_candidates(config),
         flops=flops,
         ranking=ranking / flops,
         gpu_hours=flops / (peak * ASSUMED_MFU) / 3600 if peak else None,
         memory=max(
-            [memory_per_device(config, target, source)] * distils + [memory_per_device(config, source)] * pretrains,
+            [memory_per_device(config, target, source)] * distils
+            + [memory_per_device(config, source)] * pretrains
+            + ([memory_per_device(second, target, source)] if second else []),
             key=lambda parts: sum(parts.values()),
         ),
         disk=disk_per_stage(config, source, target),
+    )
+
+
+def _second_phase(config: Config) -> Config | None:
+    """The configuration of `distill_long`, which has no cached teacher; None where it is not run."""
+    own, stages = config.distill_long, config.pipeline.stages
+    if "distill_long" not in stages:
+        return None
+    sizes = {name: getattr(own, name) for name in ("seq_length", "global_batch_size", "micro_batch_size")}
+    return replace(
+        config,
+        data=replace(config.data, **sizes),
+        trainer=replace(config.trainer, max_steps=own.max_steps),
+        pipeline=replace(config.pipeline, stages=[name for name in stages if name != "teacher"]),
     )
 
 
@@ -139,6 +160,7 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "search": 2 * candidates * target.num_parameters() * weights + shared,
         "prune": target.num_parameters() * weights,
         "distill": target.num_parameters() * (2 * full + weights),
+        "distill_long": target.num_parameters() * (2 * full + weights),
         "export": target.num_parameters() * weights,
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}
@@ -163,12 +185,13 @@ def table(config: Config, budget: Budget) -> str:
         )
         for name, model in (("source", budget.source), ("target", budget.target))
     ]
-    batch = f"{data.global_batch_size:,} sequences * {data.seq_length:,}"
-    for name, tokens, steps in (
-        ("pretrain", budget.pretrained, config.pretrain.max_steps),
-        ("training", budget.tokens, config.trainer.max_steps),
+    for name, tokens, steps, batch in (
+        ("pretrain", budget.pretrained, config.pretrain.max_steps, data),
+        ("training", budget.tokens, config.trainer.max_steps, data),
+        ("longer", budget.longer, config.distill_long.max_steps, config.distill_long),
     ):
-        rows += [(name, f"{tokens:,}", f"tokens = {steps:,} steps * {batch}")] if tokens else []
+        size = f"{steps:,} steps * {batch.global_batch_size:,} sequences * {batch.seq_length:,}"
+        rows += [(name, f"{tokens:,}", f"tokens = {size}")] if tokens else []
     ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from bielik_nemo import budget
-from bielik_nemo.config import Config, Shape, compose
+from bielik_nemo.config import Config, DistillLong, Shape, compose
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture
@@ -57,6 +57,20 @@ def test_continued_pretraining(config: Config):
     both = estimate(config)
     assert (both.tokens, both.flops) == (120, 2_774_400 + 1_539_840)
     assert sum(both.memory.values()) == 89_376 > sum(found.memory.values())  # the target beside its teacher needs more
+
+
+def test_a_second_phase_of_distillation(config: Config):
+    """2 steps * 3 * 20 = 120 tokens of 20 at a time: forward, source 3984 + 2 * 640 = 5264, target 2416 + 2 * 320 =
+    3056; per token 3 * 3056 + 5264 = 14,432. The teacher runs beside the student, though before the first phase."""
+    config.pipeline.stages = ["distill", "distill_long"]
+    config.distill_long = DistillLong(20, max_steps=2, global_batch_size=3, micro_batch_size=3)
+    found = estimate(config)
+    assert (found.tokens, found.longer, found.flops) == (120, 120, 1_539_840 + 120 * 14_432)
+    # 60 rows in place of 20: of the logits and of the activations three times as much.
+    assert (found.memory["logits"], found.memory["activations"]) == (3 * 30_720, 3 * 6_400)
+    config.pipeline.stages = ["teacher", "distill", "distill_long"]
+    assert estimate(config).memory == found.memory
+    assert "120 tokens = 2 steps * 3 sequences * 20" in budget.table(config, found)
 
 
 def test_gpu_hours_only_when_the_peak_is_known(config: Config):

@@ -251,14 +251,17 @@ def test_damaged_file_is_one_error_and_leaves_the_old_report(run_dir, file, text
     assert (run_dir / "report.html").read_bytes() == before
 
 
-def test_continued_pretraining_has_curves_of_its_own(run_dir):
+def test_other_phases_have_curves_of_their_own(run_dir):
     losses = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]
     held_out = [{"step": 0, "held_out_loss": 3.0}, {"step": 2, "held_out_loss": 2.0}]
-    put(run_dir / "pretrain" / "metrics.jsonl", lines(*held_out, *losses))
+    for stage in ("pretrain", "distill_long"):
+        put(run_dir / stage / "metrics.jsonl", lines(*held_out, *losses))
     numbers = report.collect(run_dir)
-    assert [row["loss"] for row in numbers["pretraining"]["training"]] == [2.5, 2.25]
+    for curve in ("pretraining", "curve_long"):
+        assert [row["loss"] for row in numbers[curve]["training"]] == [2.5, 2.25]
     text = Reader(page(numbers)).text
-    assert "Continued pre-training" in text and "Cross-entropy" in text and "Held-out loss of the source" in text
+    assert "Continued pre-training" in text and "Cross-entropy of the source, held-out text" in text
+    assert "Distillation at a longer context" in text and "Loss at a longer context, held-out text" in text
     ids = [value for name, value in Reader(page(numbers)).attributes if name == "id"]
     assert len(ids) == len(set(ids))
 

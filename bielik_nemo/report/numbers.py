@@ -41,6 +41,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     gap_closed          see `gap_closed`
     blend               {stage: [{name, language, share, samples, tokens, epochs} of each source]} that trains
     pretraining         {training: [rows], validation: [rows]} of the source's continued pre-training
+    curve_long          the same of the second phase of distillation
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
     teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
     samples             [{prompt, source, pruned, distilled}]
@@ -70,6 +71,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "gap_closed": gap_closed(held_out_loss),
         "blend": _blends(run_dir),
         "pretraining": _curve(run_dir / "pretrain" / "metrics.jsonl"),
+        "curve_long": _curve(run_dir / "distill_long" / "metrics.jsonl"),
         "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
         "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
         "samples": _samples(evaluation, content.get("samples")),

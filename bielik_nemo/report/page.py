@@ -23,6 +23,7 @@ def page(numbers: dict[str, Any]) -> str:
         _quality,
         _pretraining,
         _distillation,
+        _longer,
         _texts,
         _search,
         _architecture,
@@ -127,19 +128,24 @@ def _languages(numbers: dict[str, Any]) -> str:
 
 
 def _pretraining(numbers: dict[str, Any]) -> str:
-    curves, panels = numbers.get("pretraining", {}), []
-    for title, kind, key in (
-        ("Cross-entropy", "training", "loss"),
-        ("Held-out loss of the source", "validation", "held_out_loss"),
-    ):
+    note = "The source was trained further before it was scored, cut and taught; it is this model that is compared."
+    return _phase("Continued pre-training", note, numbers.get("pretraining", {}), "Cross-entropy of the source")
+
+
+def _longer(numbers: dict[str, Any]) -> str:
+    note = "The student goes on at another length, where also the held-out loss is another."
+    return _phase("Distillation at a longer context", note, numbers.get("curve_long", {}), "Loss at a longer context")
+
+
+def _phase(heading: str, note: str, curves: dict[str, list], loss: str) -> str:
+    """Loss and held-out loss of a phase that is not the first distillation."""
+    panels = []
+    for kind, key, title in (("training", "loss", loss), ("validation", "held_out_loss", f"{loss}, held-out text")):
         rows = [row for row in curves.get(kind, []) if key in row]
         if rows:
-            svg = plots.curve(f"{title}, nats per token, by step of pre-training", rows, key)
+            svg = plots.curve(f"{title}, nats per token, by step", rows, key)
             panels.append(f"<figure><figcaption><b>{title}</b> nats per token</figcaption>{svg}</figure>")
-    if not panels:
-        return ""
-    note = "The source was trained further before it was scored, cut and taught; it is this model that is compared."
-    return markup.section("Continued pre-training", note, f'<div class="panels">{"".join(panels)}</div>')
+    return markup.section(heading, note, f'<div class="panels">{"".join(panels)}</div>') if panels else ""
 
 
 def _distillation(numbers: dict[str, Any]) -> str:

@@ -88,9 +88,11 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
-        chain.run(run_dir, stages, "prune.calibration.sources=[]")
-        chain.run(run_dir, "prune.streaming=true", stages=["prune"])
-        chain.run(run_dir, "prune.compensation.ffn=true", "prune.compensation.samples=8", stages=["prune"])
+        training_text = "prune.calibration.sources=[]"
+        chain.run(run_dir, stages, training_text)
+        chain.run(run_dir, training_text, "prune.streaming=true", stages=["prune"])
+        refit = ("prune.compensation.ffn=true", "prune.compensation.samples=8")
+        chain.run(run_dir, training_text, *refit, stages=["prune"])
     return read
 
 

@@ -98,10 +98,11 @@ class DistillWeights:
     reverse_kl: float = 0.0  # KL(student || teacher)
     jensen_shannon: float = 0.0  # between the two
     cross_entropy: float = 0.0  # on the words of the text; no temperature
+    hidden_state: float = 0.0  # cosine distance of the outputs of `distill.hidden_layers`, added up over the pairs
 
 
-LIVE_ONLY = ("reverse_kl", "jensen_shannon")
-"""Parts of the loss that need all logits of the teacher, and so the teacher beside the student."""
+LIVE_ONLY = ("reverse_kl", "jensen_shannon", "hidden_state")
+"""Parts of the loss that need more of the teacher than a cache keeps, and so the teacher beside the student."""
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Distill:
     weights: DistillWeights = field(default_factory=DistillWeights)
     temperature: float = 1.0  # best of 0.1, 0.5, 1, 3 in arXiv 2407.14679 A.5; the Bielik report gives no value
     jensen_shannon_beta: float = 0.5  # weight of the teacher in the mixture (arXiv 2306.13649); 0.5 is symmetric
+    hidden_layers: list[list[int]] = field(default_factory=list)  # [student layer, teacher layer], numbered from 0
     gate_max_loss: float = 4.0  # nats per token: a teacher worse than this on held-out text stops the run
     gate_tolerance: float = 0.02  # relative: the loaded teacher against the loss measured by its own Hugging Face model
 

@@ -220,7 +220,27 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
         found.append(f"teacher.top_k: found {config.teacher.top_k}, allowed: 1 to {source.vocab_size}, the vocabulary")
     if "score" in stages:
         found += importance_problems(config, source.num_layers, target.num_layers)
+    if not {"distill", "distill_long"}.isdisjoint(stages):
+        found += hidden_problems(config, target.num_layers, source.num_layers)
     return found
+
+
+def hidden_problems(config: Config, student: int, teacher: int) -> Iterator[str]:
+    """What is wrong with comparing layers of a student and a teacher of so many, which share the pipeline stages."""
+    pp = config.parallel.pp
+    for pair in config.distill.hidden_layers:
+        stages = [layer * pp // count for layer, count in zip(pair, (student, teacher), strict=True)]
+        if not all(0 <= layer < count for layer, count in zip(pair, (student, teacher), strict=True)):
+            yield (
+                f"distill.hidden_layers: found {pair}, allowed: a student's layer, 0 to {student - 1}, "
+                f"and a teacher's, 0 to {teacher - 1}"
+            )
+        elif stages[0] != stages[1]:
+            first, last = (-(-teacher * end // pp) for end in (stages[0], stages[0] + 1))
+            yield (
+                f"distill.hidden_layers: found {pair}, allowed: for the student's layer {pair[0]} the teacher's "
+                f"{first} to {last - 1}, which parallel.pp={pp} puts on the same pipeline stage"
+            )
 
 
 def importance_problems(config: Config, num_layers: int, count: int) -> Iterator[str]:
@@ -256,6 +276,9 @@ def _ranges(config: Config) -> Iterator[str]:
         value = view(config, [key])[key]
         if value not in words:
             yield f"{key}: found {value!r}, allowed: {', '.join(words)}{nearest(value, words)}"
+    for pair in config.distill.hidden_layers:
+        if len(pair) != 2:
+            yield f"distill.hidden_layers: found {pair}, allowed: pairs [student layer, teacher layer]"
     paths = {"run.dir": config.run.dir, "model.source": config.model.source}
     paths["prune.importance.scores"] = config.prune.importance.scores
     for key, source in text_sources(config):
@@ -378,9 +401,17 @@ def _stages(config: Config) -> Iterator[str]:
 
 
 def _distillation(config: Config) -> Iterator[str]:
-    weights = asdict(config.distill.weights)
-    if not any(weights.values()):
-        yield f"distill.weights: found none above 0, allowed: at least one of {', '.join(weights)}"
+    weights, layers = asdict(config.distill.weights), config.distill.hidden_layers
+    on_logits = [name for name in weights if name != "hidden_state"]
+    if not any(weights[name] for name in on_logits):
+        yield f"distill.weights: found none above 0, allowed: at least one of {', '.join(on_logits)}"
+    if bool(layers) != bool(weights["hidden_state"]):
+        yield (
+            f"distill.hidden_layers: found {layers}, allowed: "
+            f"{'none' if layers else 'some pairs'} with distill.weights.hidden_state={weights['hidden_state']}"
+        )
+    if layers:
+        yield from _hidden_states(config)
     if "teacher" not in config.pipeline.stages:
         return
     if config.distill.temperature != 1 and config.teacher.kind == "sampled":
@@ -394,6 +425,16 @@ def _distillation(config: Config) -> Iterator[str]:
                 f"distill.weights.{name}: found {weights[name]}, allowed: 0 with teacher in pipeline.stages, "
                 "which keeps too little of the teacher for it"
             )
+
+
+def _hidden_states(config: Config) -> Iterator[str]:
+    weight = f"distill.weights.hidden_state: found {config.distill.weights.hidden_state}, allowed: 0 with"
+    if "search" in config.pipeline.stages:
+        yield f"{weight} search in pipeline.stages, whose candidates differ in their layers"
+    if config.trainer.recompute == "full":
+        yield f"{weight} trainer.recompute=full, which runs a layer again after the teacher's output is gone"
+    if config.parallel.sequence_parallel:
+        yield f"{weight} parallel.sequence_parallel=True, which splits the streams"
 
 
 def _search(config: Config) -> Iterator[str]:

@@ -21,7 +21,10 @@ KINDS = {
     "llama": ("llama", {"head_dim": 32, "tie_word_embeddings": False, "rope_theta": 1e5}),
     "llama_student": ("llama", {"head_dim": 32, "num_hidden_layers": 2, "intermediate_size": 64, "rope_theta": 1e5}),
     "tied": ("llama", {"tie_word_embeddings": True, "vocab_size": 512, "rope_theta": 1e6}),
-    "tied_student": ("llama", {"tie_word_embeddings": True, "vocab_size": 512, "num_hidden_layers": 2}),
+    "tied_student": (
+        "llama",
+        {"tie_word_embeddings": True, "vocab_size": 512, "num_hidden_layers": 2, "hidden_size": 48, "head_dim": 16},
+    ),
     "mistral": ("mistral", {"head_dim": 24, "vocab_size": 1000, "sliding_window": None, "rope_theta": 1e6}),
     "window": ("mistral", {"sliding_window": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),

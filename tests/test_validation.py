@@ -6,6 +6,7 @@ from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation import source_architecture, target_architecture
 
 FULL = "bielik_minitron_7b"
+HIDDEN = "distill.weights.hidden_state=1"
 BLEND = "prune.calibration.sources="
 MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
 PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
@@ -170,6 +171,47 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             "",
             ["distill.weights.forward_kl=0"],
             "distill.weights: found none above 0, allowed: at least one of forward_kl, reverse_kl, jensen_shannon",
+        ),
+        (
+            "",
+            ["distill.weights.hidden_state=1"],
+            "distill.hidden_layers: found [], allowed: some pairs with distill.weights.hidden_state=1.0",
+        ),
+        (
+            "",
+            ["distill.hidden_layers=[[0,0]]"],
+            "distill.hidden_layers: found [[0, 0]], allowed: none with distill.weights.hidden_state=0.0",
+        ),
+        (
+            "",
+            [HIDDEN, "distill.hidden_layers=[[0,0],[1]]"],
+            "distill.hidden_layers: found [1], allowed: pairs [student layer, teacher layer]",
+        ),
+        (
+            "",
+            [HIDDEN, "distill.hidden_layers=[[0,0]]", "trainer.recompute=full"],
+            "distill.weights.hidden_state: found 1.0, allowed: 0 with trainer.recompute=full, which runs a layer again",
+        ),
+        (
+            "",
+            [HIDDEN, "distill.hidden_layers=[[0,0]]", "pipeline.stages=[teacher,distill]"],
+            "distill.weights.hidden_state: found 1.0, allowed: 0 with teacher in pipeline.stages",
+        ),
+        (
+            "",
+            [HIDDEN, "distill.hidden_layers=[[0,0]]", "pipeline.stages=[search]"],
+            "distill.weights.hidden_state: found 1.0, allowed: 0 with search in pipeline.stages, whose candidates differ",
+        ),
+        # 40 layers of 50; of five pipeline stages the second has the student's 8 to 15 and the teacher's 10 to 19.
+        (
+            FULL,
+            [HIDDEN, "distill.hidden_layers=[[39,49],[40,49]]"],
+            "distill.hidden_layers: found [40, 49], allowed: a student's layer, 0 to 39, and a teacher's, 0 to 49",
+        ),
+        (
+            FULL,
+            [HIDDEN, "distill.hidden_layers=[[15,10],[8,9]]", "parallel.pp=5", "cluster.devices_per_node=40"],
+            "distill.hidden_layers: found [8, 9], allowed: for the student's layer 8 the teacher's 10 to 19, which",
         ),
         (
             "",

@@ -125,8 +125,8 @@ class CachedDistillationModel(llm.GPTModel):
         return self._training_loss_reduction
 
     def step_metrics(self) -> dict[str, float]:
-        """What the last step measured beside the loss; a collective of the pipeline."""
-        return self.training_loss_reduction.step_metrics()
+        """What the last step measured; a collective of the pipeline."""
+        return self.training_loss_reduction.means()
 
     def data_step(self, dataloader_iter: Iterator) -> dict[str, Tensor]:
         """NeMo's batch, on the last pipeline stage with what the teacher said."""

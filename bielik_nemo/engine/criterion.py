@@ -75,7 +75,7 @@ class SumsReduction(MaskedTokenLossReduction):
     def __init__(self, measure: Callable[[dict[str, Tensor], Tensor], Tensor], names: list[str]):
         super().__init__()
         self.measure, self.names = measure, names
-        self.means: Tensor | None = None
+        self.sums: Tensor | None = None  # of the newest step, over all ranks; the last is their count
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss sum in nats, number of counted tokens, and all sums for the log."""
@@ -87,10 +87,17 @@ class SumsReduction(MaskedTokenLossReduction):
         """Mean loss per counted token over micro-batches and data-parallel ranks, in nats."""
         sums = torch.stack([each["sums"] for each in losses_reduced_per_micro_batch]).sum(dim=0)
         torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        self.means = sums[:-1] / sums[-1]
-        return self.means[0]
+        self.sums = sums
+        return sums[0] / sums[-1]
 
-    def step_metrics(self) -> dict[str, float]:
-        """Means of the last step but the loss, by name; a collective of the pipeline, whose last stage knows them."""
-        means = torch.zeros(len(self.names), device=torch.cuda.current_device()) if self.means is None else self.means
-        return dict(zip(self.names[1:], forward.from_last_stage(means)[1:].tolist(), strict=True))
+    def means(self, **others: Tensor) -> dict[str, float]:
+        """Means of the last step by name; a collective of the pipeline, whose last stage knows them.
+
+        Args:
+            others: sums over the same tokens that are to be divided as well.
+        """
+        if self.sums is None:
+            self.sums = torch.zeros(len(self.names) + 1, device=torch.cuda.current_device())
+        *sums, count = forward.from_last_stage(self.sums).tolist()
+        named = dict(zip(self.names, sums, strict=True)) | {name: each.item() for name, each in others.items()}
+        return {name: each / count for name, each in named.items()}

@@ -9,13 +9,16 @@ that fits it; see `criterion`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import modelopt.torch.distill as mtd
 from megatron.core import parallel_state
+from megatron.core.utils import get_batch_on_this_cp_rank
 from nemo.collections import llm
+from nemo.collections.llm.gpt.model.base import gpt_data_step
 from nemo.collections.llm.modelopt.distill.model import DistillationGPTModel
 from nemo.collections.llm.modelopt.distill.utils import DistillationConfig, adjust_distillation_model_for_mcore
 from nv_one_logger.api.one_logger_provider import OneLoggerProvider
@@ -25,6 +28,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import checkpoint, convert, datasets
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.criterion import Criterion, SumsReduction
+from bielik_nemo.engine.hidden_states import HiddenStates
 from bielik_nemo.errors import GateError
 
 LOGITS = ("output_layer", "output_layer")
@@ -71,10 +75,14 @@ class DistillationModel(DistillationGPTModel):
         teacher_checkpoint: Megatron checkpoint of the teacher, of any layout.
         gate: checks the loaded teacher.
         criterion: the loss, and what is logged beside it.
+        hidden_weight: of the distance between hidden states in the loss, 0: without.
+        hidden_layers: pairs of layers of student and teacher where it is measured; see `hidden_states`.
         dtype: of the parameters of both.
         seq_length: tokens per sample.
         recompute: which of the student's activations are computed again in the backward pass.
         student_hf: Hugging Face directory that the student starts from; empty: it is restored from a checkpoint.
+        student_megatron: the same, a Megatron checkpoint: where hidden states are compared, for the trainer would look
+            for their projections in it.
     """
 
     def __init__(
@@ -87,7 +95,10 @@ class DistillationModel(DistillationGPTModel):
         dtype: str,
         seq_length: int,
         recompute: str = "none",
+        hidden_weight: float = 0.0,
+        hidden_layers: Sequence[Sequence[int]] = (),
         student_hf: str = "",
+        student_megatron: str = "",
         optim: Any = None,
         tokenizer: Any = None,
     ):
@@ -100,6 +111,8 @@ class DistillationModel(DistillationGPTModel):
         )
         self.student, self.teacher, self.student_hf = student, teacher, student_hf
         self.gate, self.criterion = gate, criterion
+        self.hidden_weight, self.hidden_layers = hidden_weight, hidden_layers
+        self.student_megatron = student_megatron
 
     def configure_model(self) -> None:
         """Build student and teacher in the trainer's layout and join them.
@@ -121,6 +134,8 @@ class DistillationModel(DistillationGPTModel):
         student = models.build(self.config, self.student)
         if self.student_hf:
             convert.load_hf(student, Path(self.student_hf), self.student)
+        if self.student_megatron:
+            checkpoint.load(student, Path(self.student_megatron))
         last = parallel_state.is_pipeline_last_stage()
         joined = mtd.convert(
             student,
@@ -140,6 +155,8 @@ class DistillationModel(DistillationGPTModel):
         # and the student is measured before.
         joined.set_student_input_tensor_shape([(self.config.hidden_size,)])
         models.use_padding_free_loss(joined, self.student, skip_in_training=True)
+        if self.hidden_weight:
+            joined.hidden_states = HiddenStates(joined, teacher, self.hidden_layers, self.hidden_weight)
         self.module = joined
 
     @property
@@ -155,8 +172,25 @@ class DistillationModel(DistillationGPTModel):
         return sums
 
     def step_metrics(self) -> dict[str, float]:
-        """What the last step measured beside the loss; a collective of the pipeline."""
-        return self.training_loss_reduction.step_metrics()
+        """What the last step measured; a collective of all ranks."""
+        if not self.hidden_weight:
+            return self.training_loss_reduction.means()
+        means = self.training_loss_reduction.means(hidden_state=self.core_module.hidden_states.total())
+        return means | {"loss": means["loss"] + self.hidden_weight * means["hidden_state"]}
+
+    def data_step(self, dataloader_iter: Iterator) -> dict[str, Tensor]:
+        """NeMo's batch, with the mask on every pipeline stage where hidden states are compared."""
+        if not self.hidden_weight:
+            return super().data_step(dataloader_iter)
+        batch, *_ = next(dataloader_iter)
+        found = gpt_data_step(iter([batch]))
+        return found | get_batch_on_this_cp_rank({"loss_mask": batch["loss_mask"].cuda(non_blocking=True)})
+
+    def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """One micro-batch."""
+        if self.hidden_weight:
+            self.core_module.hidden_states.expect(batch["loss_mask"])
+        return super().forward_step(batch)
 
 
 def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: Any, optim: Any) -> Any:
@@ -170,4 +204,7 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
     synchronous = not trainer.strategy.async_save
     with checkpoint.in_process_results_queue() if synchronous else contextlib.nullcontext():
         llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
-    return model.core_module
+    student = model.core_module
+    if model.hidden_weight:
+        del student.hidden_states  # trained and kept in the run's checkpoints, but no part of the student
+    return student

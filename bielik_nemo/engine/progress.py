@@ -80,8 +80,7 @@ class TrainingProgress(pl.Callback):
             self.mark, self.marked = now, step
             self._record(
                 trainer,
-                loss=loss,
-                **getattr(module, "step_metrics", dict)(),
+                **{"loss": loss} | getattr(module, "step_metrics", dict)(),
                 lr=trainer.optimizers[0].param_groups[0]["lr"],
                 grad_norm=float(trainer.callback_metrics.get("grad_norm", math.nan)),
                 tokens_per_second=round(rate, 1),

@@ -7,6 +7,7 @@ what the trainer adds up over micro-batches and data-parallel ranks before it di
 from bielik_nemo.losses.agreement import agreement, most_likely
 from bielik_nemo.losses.cross_entropy import cross_entropy
 from bielik_nemo.losses.forward_kl import forward_kl
+from bielik_nemo.losses.hidden_state import hidden_state
 from bielik_nemo.losses.jensen_shannon import jensen_shannon
 from bielik_nemo.losses.mixture import PARTS, Sampled, Teacher, TopK, favourite, mixture
 from bielik_nemo.losses.reverse_kl import reverse_kl
@@ -23,6 +24,7 @@ __all__ = [
     "draw",
     "favourite",
     "forward_kl",
+    "hidden_state",
     "jensen_shannon",
     "mixture",
     "most_likely",

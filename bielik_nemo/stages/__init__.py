@@ -81,7 +81,7 @@ MIX = ("data.sources.language", "data.sources.weight", "data.language_weights")
 ADAM = ("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.clip_grad", "optim.reference_tokens")
 """What a stage with rates of its own takes of `optim`."""
 
-CRITERION = ("distill.weights", "distill.temperature", "distill.jensen_shannon_beta")
+CRITERION = ("distill.weights", "distill.temperature", "distill.jensen_shannon_beta", "distill.hidden_layers")
 """What a student learns from its teacher."""
 
 GRAPH = {

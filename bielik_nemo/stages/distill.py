@@ -26,6 +26,7 @@ from bielik_nemo.engine.criterion import Criterion
 from bielik_nemo.engine.distillation import DistillationModel, TeacherGate, train
 from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
+from bielik_nemo.losses import PARTS
 from bielik_nemo.stages import source_stage, teacher
 
 
@@ -75,8 +76,13 @@ def task(phase: Phase, run_dir: Path) -> run_.Partial:
     config, here = phase.config, run_dir / phase.name
     model, data = (_cached if phase.cached else _live)(phase, run_dir)
     weights, streamed = run_dir / phase.begins / "megatron", run_dir / phase.begins / "hf"
+    restored = None
     if streamed.is_dir():
         model.student_hf = str(streamed)
+    elif config.distill.weights.hidden_state:
+        model.student_megatron = str(weights)
+    else:
+        restored = weights
     return run_.Partial(
         train,
         model=model,
@@ -85,7 +91,7 @@ def task(phase: Phase, run_dir: Path) -> run_.Partial:
             config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
         ),
         log=training.logger(config, here),
-        resume=training.resume(None if streamed.is_dir() else weights),
+        resume=training.resume(restored),
         optim=training.optimizer(config),
     )
 
@@ -100,6 +106,8 @@ def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         teacher_checkpoint=str(run_dir / source_stage(config) / "megatron"),
         gate=phase.gate,
         criterion=_criterion(phase),
+        hidden_weight=config.distill.weights.hidden_state,
+        hidden_layers=config.distill.hidden_layers,
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
@@ -130,7 +138,7 @@ def _criterion(phase: Phase) -> run_.Config[Criterion]:
     settings = phase.config.distill
     return run_.Config(
         Criterion,
-        weights=asdict(settings.weights),
+        weights={name: weight for name, weight in asdict(settings.weights).items() if name in PARTS},
         temperature=settings.temperature,
         beta=settings.jensen_shannon_beta,
         vocab_size=phase.student.vocab_size,

@@ -45,6 +45,8 @@ COMPENSATIONS = {  # name -> cut, layers that stay (no gap crosses a pipeline bo
     "all": (PRUNINGS["all"], [0, 2], ALL),
 }
 MIXTURE = {"forward_kl": 1.0, "reverse_kl": 0.5, "jensen_shannon": 2.0, "cross_entropy": 0.25}
+HIDDEN_WEIGHT, HIDDEN_LAYERS = 0.5, [[0, 1], [1, 2]]  # a pair on each of two pipeline stages
+MIXED = {"uneven": True, "weights": MIXTURE, "hidden_layers": HIDDEN_LAYERS}
 KEPT = {"forward_kl": 1.0, "cross_entropy": 0.5}  # a loss for which samples of the teacher are enough
 PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
 NEW_TOKENS = 40
@@ -272,6 +274,7 @@ class Layout:
         recompute: str = "none",
         uneven: bool = False,
         weights: dict[str, float] | None = None,
+        hidden_layers: list[list[int]] | None = None,
     ) -> None:
         """A few steps; leaves metrics.jsonl, and with one process the first global batch.
 
@@ -295,8 +298,8 @@ class Layout:
             def data_step(self, iterator):
                 batch = super().data_step(iterator)
                 if uneven and batch["loss_mask"] is not None:
-                    counted = batch["labels"][:, :1] % (SEQ_LENGTH + 1)
-                    batch["loss_mask"] = (torch.arange(SEQ_LENGTH) < counted).float()
+                    first = batch["labels"][:, :1] if batch["tokens"] is None else batch["tokens"][:, 1:2]
+                    batch["loss_mask"] = (torch.arange(SEQ_LENGTH) < first % (SEQ_LENGTH + 1)).float()
                 if self.training:
                     batches.append({key: value.clone() for key, value in batch.items() if value is not None})
                 return batch
@@ -330,13 +333,17 @@ class Layout:
         else:
             model.teacher, model.teacher_checkpoint = shapes["teacher"], str(self.megatron(kind))
             model.gate = run.Config(distillation.TeacherGate, held_out, 20.0, None, 0.02)
+        start = self.megatron(f"{kind}_student")
+        if hidden_layers:
+            model.hidden_weight, model.hidden_layers = HIDDEN_WEIGHT, hidden_layers
+            model.student_megatron, start = str(start), None
         task = run.Partial(
             distillation.train,
             model=model,
             data=self.data(config, here / "index", self.root / "single" / f"teacher {cached}" if cached else None),
             trainer=training.trainer(config, here / "metrics.jsonl", held_out),
             log=training.logger(config, here),
-            resume=training.resume(self.megatron(f"{kind}_student")),
+            resume=training.resume(start),
             optim=training.optimizer(config),
         )
         if kill_at:
@@ -388,11 +395,11 @@ class Layout:
     def train(self) -> None:
         """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""
         self.distill("llama", "llama")
-        self.distill("tied", "tied", uneven=True, weights=MIXTURE)
+        self.distill("tied", "tied", **MIXED)
 
     def splits(self) -> None:
         for size in (1, 4):
-            self.distill(f"split{size}", "tied", micro_batch_size=size, steps=1, uneven=True, weights=MIXTURE)
+            self.distill(f"split{size}", "tied", micro_batch_size=size, steps=1, **MIXED)
 
     def recomputed(self) -> None:
         for recompute in ("selective", "full"):

@@ -6,8 +6,9 @@ shares its embedding, of which two pipeline stages hold a copy each. The referen
 
     loss = 4 / (4 * 32) * sum over 128 tokens of KL(softmax(teacher / 2) || softmax(student / 2))
 
-in float64, and its gradient by autograd. `tied` learns from `ranks.MIXTURE` on sequences of which uneven numbers of
-tokens count, so that micro-batches and data-parallel ranks differ in their counts.
+in float64, and its gradient by autograd. `tied` learns from `ranks.MIXTURE` and from hidden states (width 48 against 64)
+on both pipeline stages, on sequences of which uneven numbers of tokens count, so that micro-batches and data-parallel
+ranks differ in their counts.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def reference(single, inputs):
             AutoModelForCausalLM.from_pretrained(inputs / name, dtype=torch.float64)
             for name in (kind, f"{kind}_student")
         )
+        streams: list[dict[int, torch.Tensor]] = [{}, {}]
+        for model_, kept in zip((student, teacher), streams, strict=True):
+            for number, layer in enumerate(model_.model.layers):
+                layer.register_forward_hook(lambda _, __, out, kept=kept, number=number: kept.update({number: out}))
         with torch.no_grad():
             from_teacher = teacher(batch["tokens"]).logits
         logits = student(batch["tokens"]).logits
@@ -70,16 +75,25 @@ def reference(single, inputs):
             "cross_entropy": -logits.log_softmax(-1).gather(-1, batch["labels"].unsqueeze(-1)).squeeze(-1),
             "agreement": (from_teacher.argmax(-1) == logits.argmax(-1)).double(),
         }
+        trained = list(student.parameters())
+        if kind == "tied":
+            tokens["hidden_state"] = 0
+            for number, (mine, its) in enumerate(ranks.HIDDEN_LAYERS):
+                w = torch.randn(64, 48, generator=torch.Generator().manual_seed(number)) / 48**0.5
+                trained.append(w.double().requires_grad_())
+                projected = streams[0][mine] @ trained[-1].T
+                tokens["hidden_state"] += 1 - torch.cosine_similarity(projected, streams[1][its], dim=-1)
         mask = batch["loss_mask"]
         means = {name: (each * mask).sum() / mask.sum() for name, each in tokens.items()}
         loss = sum(weight * means[name] for name, weight in weights.items())
         loss.backward()
-        squares = [parameter.grad.square().sum() for parameter in student.parameters()]
+        squares = [parameter.grad.square().sum() for parameter in trained]
         shown = {name: means[name].item() for name in (*weights, "agreement")}
         shown["kl"] = shown.pop("forward_kl")
         return {"loss": loss.item(), "grad_norm": torch.stack(squares).sum().sqrt().item()} | shown
 
-    return {"llama": compute("llama", {"forward_kl": 1.0}), "tied": compute("tied", ranks.MIXTURE)}
+    mixed = ranks.MIXTURE | {"hidden_state": ranks.HIDDEN_WEIGHT}
+    return {"llama": compute("llama", {"forward_kl": 1.0}), "tied": compute("tied", mixed)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bielik_nemo.engine import distributed
+from bielik_nemo.engine import distributed, forward
 from bielik_nemo.engine.criterion import Criterion, SumsReduction
 from bielik_nemo.losses import agreement, mixture, most_likely
 
@@ -46,11 +46,13 @@ def test_one_division_by_all_tokens():
     with distributed.model_parallel():
         loss = reduction.reduce([report for *_, report in outputs])
         assert loss.item() == 2
-        assert reduction.step_metrics() == pytest.approx({"agreement": 0.75, "kl": 1.75})
+        found = reduction.means(hidden_state=torch.tensor(1.0))
+        assert found == pytest.approx({"loss": 2, "agreement": 0.75, "kl": 1.75, "hidden_state": 0.25})
 
 
-def test_a_rank_without_the_loss_still_tells_the_names():
-    """A pipeline stage that is not the last never reduces; it receives the last one's means."""
+def test_a_rank_without_the_loss_receives_as_many_sums(monkeypatch: pytest.MonkeyPatch):
+    """A pipeline stage that is not the last never reduces: it gets the last one's sums, and their count."""
+    monkeypatch.setattr(forward, "from_last_stage", lambda sums: sums.copy_(torch.tensor([6.0, 1, 2])))
     reduction = SumsReduction(lambda batch, out: out, ["loss", "agreement"])
     with distributed.model_parallel():
-        assert reduction.step_metrics() == {"agreement": 0.0}
+        assert reduction.means() == {"loss": 3, "agreement": 0.5}

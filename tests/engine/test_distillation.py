@@ -6,7 +6,7 @@ shares its embedding, of which two pipeline stages hold a copy each. The referen
 
     loss = 4 / (4 * 32) * sum over 128 tokens of KL(softmax(teacher / 2) || softmax(student / 2))
 
-in float64, and its gradient by autograd. `tied` learns from `ranks.MIXTURE` and from hidden states (width 48 against 64)
+in float64, and its gradient by autograd. `tied` learns from `ranks.MIXTURE` and from hidden states, 48 wide against 64,
 on both pipeline stages, on sequences of which uneven numbers of tokens count, so that micro-batches and data-parallel
 ranks differ in their counts.
 """
@@ -228,6 +228,18 @@ def test_the_teacher_is_not_saved(layout):
         names = [name for name in _tensors(directory) if not name.startswith(("optimizer", "chained"))]
         assert not any("teacher" in name for name in names)
         assert _tensors(directory)["module.decoder.layers.mlp.linear_fc2.weight"].shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2", "pp2"], indirect=True)
+def test_projections_of_hidden_states_are_in_the_run_s_checkpoints_and_not_in_the_student(layout):
+    """Two pairs of layers, 48 wide against 64, also where each is on a pipeline stage of its own."""
+    layout["distill tied"]
+    (newest,) = (path.parents[1] for path in (layout.path / "tied").glob("checkpoints/*/weights/.metadata"))
+    kept, student = _tensors(newest), _tensors(layout.path / "tied" / "megatron")
+    for number in (0, 1):
+        assert kept[f"module.hidden_states.projections.{number}"].shape == (64, 48)
+    assert any("exp_avg" in name and "hidden_states.projections" in name for name in kept)
+    assert not any("hidden_states" in name for name in student)
 
 
 # The gate

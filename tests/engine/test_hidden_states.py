@@ -1,4 +1,4 @@
-"""A distance between hidden states joins the gradient where its layer stands; whole runs are in test_distillation.py."""
+"""A distance between hidden states joins the gradient where its layer stands; whole runs: test_distillation.py."""
 
 from __future__ import annotations
 

@@ -99,7 +99,10 @@ def reads(chain) -> dict[str, set[str]]:
 @pytest.mark.parametrize("name", RUN)
 def test_a_stage_reads_only_what_it_declares(name: str, reads):
     stage = GRAPH[name]
-    assert [key for key in sorted(reads[name]) if not declared(key, stage.keys + stage.free)] == []
+    known = stage.keys + stage.free
+    undeclared = [key for key in sorted(reads[name]) if not declared(key, known)]
+    # Of an empty list only the name is read; declared are the keys of its items.
+    assert [key for key in undeclared if not any(each.startswith(f"{key}.") for each in known)] == []
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -12,8 +12,8 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
   needs of a layer, counted as in arXiv 2205.05198 section 4 for a gated FFN, grouped queries and, as on GPUs, an
   attention that keeps no s x s matrix: 4h (norms, residual) and (2nd + 2gd + 3f) / tp elements per token, no
   recomputation. Buffers, fragmentation and the CUDA context come on top.
-- Disk: checkpoints that a run keeps, two of them full ones while a new one is written; of a cached teacher the ids that
-  differ among those drawn for a token, more of them where the teacher is less certain.
+- Disk: checkpoints that a run keeps: of full ones trainer.keep_last and the one that is being written; of a cached
+  teacher the ids that differ among those drawn for a token, more of them where the teacher is less certain.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def _second_phase(config: Config) -> Config | None:
     )
 
 
-def flops_per_token(source: Architecture, target: Architecture, seq_length: int) -> float:
-    """FLOPs of one distillation token: three passes of the student (forward, backward twice) and one of the teacher."""
-    return 3 * _forward_flops(target, seq_length) + _forward_flops(source, seq_length)
+def flops_per_token(teacher: Architecture | None, student: Architecture, seq_length: int) -> float:
+    """FLOPs of training on one token: three passes of the student (backward is two), one of a teacher beside it."""
+    return 3 * _forward_flops(student, seq_length) + (_forward_flops(teacher, seq_length) if teacher else 0)
 
 
 def distilled_candidates(config: Config) -> int:
@@ -154,13 +154,13 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     shared = config.prune.search.distill_steps * kept if candidates and config.cacheable else 0
     sizes = {
         "import_hf": source.num_parameters() * weights,
-        "pretrain": source.num_parameters() * (2 * full + weights),
+        "pretrain": source.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "teacher": steps * kept,
         # Until all are ranked, the cut and the distilled weights of each candidate stay, and what the teacher left.
         "search": 2 * candidates * target.num_parameters() * weights + shared,
         "prune": target.num_parameters() * weights,
-        "distill": target.num_parameters() * (2 * full + weights),
-        "distill_long": target.num_parameters() * (2 * full + weights),
+        "distill": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
+        "distill_long": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "export": target.num_parameters() * weights,
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}

@@ -1,7 +1,8 @@
 """The command line: `bielik-nemo <stage|pipeline|check|report> [options] [overrides]`.
 
 Only what a command needs is imported, so that help and composing answer at once. What the user can mend is one line
-on standard error and exit status 2; an interrupt is 130; anything else is a bug of ours and shows its traceback.
+on standard error and exit status 2; a run that was asked to stop and goes on later is 75, sysexits' temporary failure;
+an interrupt is 130; anything else is a bug of ours and shows its traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from bielik_nemo import __version__
 from bielik_nemo.artifacts import disk_full
 from bielik_nemo.config import STAGES, Config, compose
-from bielik_nemo.errors import ConfigError, UserError
+from bielik_nemo.errors import ConfigError, Stopped, UserError
 from bielik_nemo.keys import nearest
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 75
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

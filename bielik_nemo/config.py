@@ -185,6 +185,11 @@ class Trainer:
     log_every: int = 10
     validate_every: int = 100
     checkpoint_every: int = 100
+    max_loss_spike: Optional[float] = 10.0  # a loss so many times the recent median stops the run; null: none does
+    max_hours: Optional[float] = None  # after which the command saves and stops, to go on when it is started again
+    async_checkpoints: Optional[bool] = None  # written while training goes on; null: on GPUs
+    keep_best: bool = False  # the result is the student with the lowest held-out loss that was measured, not the last
+    keep_last: int = 2  # checkpoints to go on from; the second is there should the newest be damaged
 
 
 @dataclass

@@ -23,3 +23,10 @@ class CheckpointError(UserError):
 
 class GateError(UserError):
     """A check of the work itself failed: teacher loss, parity, unit count. Going on would be silently wrong."""
+
+
+class Stopped(BaseException):
+    """The run was asked to end, and the same command goes on later: neither a success nor an error.
+
+    Not an `Exception`: it is raised wherever a signal comes, and must pass through code that mends its own.
+    """

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo import artifacts, ranking, ui, worker
+from bielik_nemo import artifacts, ranking, stopping, ui, worker
 from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
@@ -38,13 +38,14 @@ def run(config: Config, stages: list[str] | None = None) -> None:
 
     Raises:
         UserError: what the user can mend; finished stages stay finished.
+        Stopped: a signal came, or `trainer.max_hours` are over; the same call goes on later.
     """
     from bielik_nemo import preflight, report
 
     run_dir = Path(config.run.dir)
     names = config.pipeline.stages if stages is None else stages
     preflight.require(config, names)
-    with artifacts.locked(run_dir) as lock:
+    with stopping.listening(config.trainer.max_hours), artifacts.locked(run_dir) as lock:
         for left in run_dir.glob(".*.partial"):  # by one that was killed
             artifacts.remove(left)
         configuration.freeze(config, run_dir / "config.yaml")
@@ -118,6 +119,7 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
 
     Raises:
         UserError: what the user can mend.
+        Stopped: a signal came.
     """
     directory = run_dir / stage.name
     manifest, mark, read = finished(config, stage, run_dir)
@@ -134,6 +136,7 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
             ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
     for name in stage.scratch:
         shutil.rmtree(directory / name, ignore_errors=True)
+    stopping.check()  # training ends before it heeds a signal that comes after its last step
 
 
 def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) -> float:

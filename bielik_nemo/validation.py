@@ -55,6 +55,7 @@ POSITIVE = (
     "trainer.log_every",
     "trainer.validate_every",
     "trainer.checkpoint_every",
+    "trainer.keep_last",
     "cluster.nodes",
     "export.max_shard_gib",
     "export.parity_tokens",
@@ -71,7 +72,7 @@ NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(Distil
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
-POSITIVE_OR_NULL += ("prune.target.num_query_groups",)
+POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
 POSITIVE_OR_NULL += tuple(
     f"prune.search.{axis}.{end}"

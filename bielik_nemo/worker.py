@@ -10,12 +10,9 @@ person, and, after a mark, what they measured or what the user can mend: a full 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,12 +22,11 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from bielik_nemo import artifacts, errors, ui
+from bielik_nemo import artifacts, errors, stopping, ui
 from bielik_nemo import config as configuration
 from bielik_nemo.stages import GRAPH
 
 _MARK = "\x1e"
-_PR_SET_PDEATHSIG = 1
 _LAST_WORDS = 5.0
 """Seconds that the other ranks have to report an error after one has failed."""
 
@@ -47,6 +43,7 @@ def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) ->
 
     Raises:
         UserError: the first that a rank reported, or that a rank ended without a word.
+        Stopped: a signal came, which the ranks were told.
     """
     source, sink = os.pipe()
     with open(log, "ab") as output:
@@ -66,7 +63,8 @@ def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) ->
     listener = threading.Thread(target=_listen, args=(open(source, encoding="utf-8"), found), daemon=True)
     listener.start()
     try:
-        failed = _wait(ranks, found)
+        with stopping.passed_on(ranks):
+            failed = _wait(ranks, found)
     finally:
         for rank in ranks:
             rank.kill()
@@ -77,6 +75,7 @@ def run_ranks(stage: str, config: Path, log: Path, processes: int, lock: int) ->
         name, message = found["error"]
         raise getattr(errors, name)(message)
     if failed:
+        stopping.check()  # one that had not come far enough to listen
         raise errors.UserError(f"{stage}: {failed}; see {log}")
     return found["result"]
 
@@ -126,27 +125,20 @@ def _listen(messages: IO[str], found: dict[str, Any]) -> None:
                 ui.say(line.rstrip("\n"))
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent `parent` dies, or end it now if that has happened already."""
-    with contextlib.suppress(AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the process that started this rank is gone")
-
-
 def main(stage: str, config_path: str, parent: str, sink: str) -> None:
     """Run one rank of a stage."""
-    end_with(int(parent))
+    stopping.end_with(int(parent))
     messages = open(int(sink), "w", encoding="utf-8", buffering=1)
     ui.speak_to(messages)
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        metrics = GRAPH[stage].run(configuration.load(config_path), Path(config_path).parent.parent)
+        with stopping.listening():
+            metrics = GRAPH[stage].run(configuration.load(config_path), Path(config_path).parent.parent)
     except BaseException as error:  # torch's CheckpointException is not an Exception
         traceback.print_exc()
         if artifacts.disk_full(error):
             error = errors.UserError("no space left on device")
-        if isinstance(error, errors.UserError):
+        if isinstance(error, (errors.UserError, errors.Stopped)):
             messages.write(f"{_MARK}{json.dumps(['error', [type(error).__name__, str(error)]])}\n")
         # At once: other ranks may wait for this one in a collective, and leaving Python might wait for them.
         os._exit(1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from bielik_nemo import budget
+from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, DistillLong, Shape, compose
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
@@ -45,13 +46,13 @@ def test_tokens_and_flops(config: Config):
 def test_continued_pretraining(config: Config):
     """5 steps * 40 = 200 tokens at 3 * 4624 = 13,872: 2,774,400 beside the 1,539,840 of distillation. The source alone:
     3240 padded parameters of 16 bytes, logits 2 * 20 rows * 128 * 4, activations twice those of the target's layer, of
-    FFN 16: 20 rows * 2 * (32 + 24 + 48) * 4. On disk 2 * 12 bytes of each of 2792, and 4."""
+    FFN 16: 20 rows * 2 * (32 + 24 + 48) * 4. On disk 3 * 12 bytes of each of 2792, and 4."""
     config.pipeline.stages = ["import_hf", "data", "pretrain", "export"]
     config.pretrain.max_steps = 5
     found = estimate(config)
     assert (found.tokens, found.pretrained, found.flops) == (0, 200, 2_774_400)
     assert sum(found.memory.values()) == 3240 * 16 + 20_480 + 16_640
-    assert found.disk["pretrain"] == 2792 * 28
+    assert found.disk["pretrain"] == 2792 * 40
     assert "200 tokens = 5 steps * 4 sequences * 10" in budget.table(config, found)
     config.pipeline.stages = ["import_hf", "data", "pretrain", "score", "prune", "distill"]
     both = estimate(config)
@@ -148,9 +149,18 @@ def test_tied_embeddings_are_held_once(config: Config):
     assert estimate(config).memory["student weights"] == 4 * 1432
 
 
+def test_a_student_alone_costs_three_passes():
+    """The teacher's one pass is the difference."""
+    source, target = Architecture(2, 8, 16, 2, 1, 4, 10, False), Architecture(1, 8, 12, 2, 1, 4, 10, False)
+    flops = budget.flops_per_token
+    assert flops(None, target, 16) == flops(target, target, 16) * 3 / 4
+    assert flops(source, target, 16) - flops(None, target, 16) == flops(None, source, 16) / 3
+
+
 def test_disk_counts_the_configured_stages(config: Config):
-    """float32: source 2792 * 4, target 2008 * 4 = 8032; training keeps 12 bytes a parameter, twice, and the weights."""
-    assert estimate(config).disk == {"import_hf": 11_168, "prune": 8032, "distill": 2 * 24_096 + 8032, "export": 8032}
+    """float32: source 2792 * 4, target 2008 * 4 = 8032; training keeps 12 bytes a parameter, three times,
+    and the weights."""
+    assert estimate(config).disk == {"import_hf": 11_168, "prune": 8032, "distill": 3 * 24_096 + 8032, "export": 8032}
     config.pipeline.stages = ["import_hf", "export"]
     assert estimate(config).disk == {"import_hf": 11_168, "export": 8032}
 

@@ -12,7 +12,7 @@ import yaml
 import bielik_nemo
 from bielik_nemo import cli, pipeline, report
 from bielik_nemo.config import STAGES, compose
-from bielik_nemo.errors import DataError
+from bielik_nemo.errors import DataError, Stopped
 
 ROOT = Path(__file__).parents[1]
 FULL = ["experiment=bielik_minitron_7b"]
@@ -199,6 +199,7 @@ def wrapped() -> Exception:
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: no space left on device: /data/x\n"),
         (wrapped(), 2, "error: no space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Stopped("stopped by SIGTERM"), 75, "stopped by SIGTERM\n"),
         (DataError("two\nlines"), 2, "error: two\nerror: lines\n"),
     ],
 )

@@ -433,6 +433,36 @@ def test_plots_are_named_and_take_the_page_colours(run_dir):
     assert all(f">{label}<" in plots[1] for label in ("source 2.000", "pruned 4.000"))
 
 
+def test_what_else_was_measured_in_training_is_told(run_dir):
+    """Agreement and speed have panels of their own; median 0.4 of the peak; the student of step 2 of 3 was the best."""
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0,
+            "kl": 1.0,
+            "agreement": 0.5 + step / 10,
+            "tokens_per_second": 900.0 + step,
+            "mfu": step / 5,
+        }
+        for step in (1, 2, 3)
+    ]
+    put(run_dir / "distill" / "metrics.jsonl", lines(*rows))
+    put(run_dir / "distill" / "manifest.json", {"stage": "distill", "seconds": 1.0, "metrics": {"step": 2}})
+    html = page(report.collect(run_dir))
+    titles = [plot.split("<title>")[1].split("<")[0] for plot in html.split("<svg ")[1:]]
+    assert titles[:3] == [
+        "KL divergence from the teacher, nats per token, by step",
+        "Agreement, with the teacher on the likeliest token, by step",
+        "Tokens per second, by step",
+    ]
+    assert "3 steps, 902 tokens per second (median), 40.0 % of the GPUs' peak (median)" in html.replace("&#x27;", "'")
+    assert "the result is the student of step 2." in html
+    for other in ({"kl": 0.5}, {"kl": None}, {}):
+        mixed = [{key: value for key, value in row.items() if key != "kl"} | other for row in rows]
+        put(run_dir / "distill" / "metrics.jsonl", lines(*mixed))
+        assert "<title>Loss, of weighted parts, nats per token, by step</title>" in page(report.collect(run_dir))
+
+
 def test_page_says_what_became_what(run_dir):
     text = Reader(page(report.collect(run_dir))).text
     for said in (

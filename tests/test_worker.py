@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bielik_nemo import errors, ui, worker
+from bielik_nemo import errors, stopping, ui, worker
 from bielik_nemo.config import Config, freeze
 
 HEAD = """
@@ -151,6 +151,51 @@ def test_an_interrupt_ends_all_ranks(ranks, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(worker.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ranks("time.sleep(600)")
+    assert alive(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("time.sleep(600)", "stopped by SIGUSR1: the same command goes on from here"),
+        # Training notes it, saves and says after which step.
+        (
+            """
+            from bielik_nemo import stopping
+            stopping.defer()
+            (run_dir / "ready").touch()
+            while not stopping.asked():
+                time.sleep(0.01)
+            raise stopping.stopped(" after step 3")
+            """,
+            "stopped by SIGUSR1 after step 3: the same command goes on from here",
+        ),
+    ],
+)
+def test_ranks_are_told_of_a_signal_and_end_as_they_like(body: str, said: str, ranks, tmp_path: Path, monkeypatch):
+    def send(seconds: float) -> None:
+        if len(list((tmp_path / "run").glob("pid*"))) == 2 and not stopping.asked():
+            pause(0.3)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    pause = time.sleep
+    monkeypatch.setattr(worker.time, "sleep", send)
+    with stopping.listening(), pytest.raises(errors.Stopped) as caught:
+        ranks(textwrap.dedent(body))
+    assert str(caught.value) == said
+    assert alive(tmp_path) == []
+
+
+def test_a_signal_that_kills_a_rank_which_does_not_listen_yet_is_no_error(ranks, tmp_path: Path, monkeypatch):
+    def send(seconds: float) -> None:
+        if len(list((tmp_path / "run").glob("pid*"))) == 2 and not stopping.asked():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker, "_LAST_WORDS", 0.2)
+    monkeypatch.setattr(worker.time, "sleep", send)
+    body = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(600)"
+    with stopping.listening(), pytest.raises(errors.Stopped, match="stopped by SIGTERM"):
+        ranks(body)
     assert alive(tmp_path) == []
 
 

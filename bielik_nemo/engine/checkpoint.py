@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import multiprocessing
 import os
 import pickle
 import queue
 from collections.abc import Iterator
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from bielik_nemo import stopping
 from bielik_nemo.engine import distributed
 from bielik_nemo.errors import CheckpointError
 
@@ -85,6 +88,31 @@ def in_process_results_queue() -> Iterator[None]:
         yield
     finally:
         filesystem_async._results_queue = before
+
+
+@contextlib.contextmanager
+def results_queue_that_ends_with_us() -> Iterator[None]:
+    """Let the asynchronous saves of the block report through a manager of our own.
+
+    Megatron's outlives a run that is killed, dies of a signal to all processes of a job, in the middle of a save, and
+    is spawned like the one above.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    before = filesystem_async._results_queue
+    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+    manager.start(_serve, (os.getpid(),))
+    filesystem_async._results_queue = manager.Queue()
+    try:
+        yield
+    finally:
+        filesystem_async._results_queue = before
+        manager.shutdown()
+
+
+def _serve(parent: int) -> None:
+    stopping.ignore()
+    stopping.end_with(parent)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ that fits it; see `criterion`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +200,8 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
     """
     # NeMo's telemetry has no exporter here, and leaves its complaints in the working directory.
     OneLoggerProvider.instance().force_disable_logging()
-    synchronous = not trainer.strategy.async_save
-    with checkpoint.in_process_results_queue() if synchronous else contextlib.nullcontext():
+    asynchronous = trainer.strategy.async_save
+    with checkpoint.results_queue_that_ends_with_us() if asynchronous else checkpoint.in_process_results_queue():
         llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
     student = model.core_module
     if model.hidden_weight:

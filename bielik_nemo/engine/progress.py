@@ -1,7 +1,7 @@
 """What is seen of a training run: `metrics.jsonl`, a progress bar, and the student's loss on the held-out tokens.
 
-Only the held-out loss and a module's `step_metrics` communicate, on every rank alike. NeMo's own progress printer calls
-collectives on rank 0 only and so hangs gloo groups (nemo 2.7.3).
+The held-out loss, a module's `step_metrics` and saving the best student communicate, on every rank alike; NeMo's own
+progress printer calls collectives on rank 0 only and so hangs gloo groups (nemo 2.7.3).
 """
 
 from __future__ import annotations
@@ -17,8 +17,18 @@ import lightning.pytorch as pl
 
 from bielik_nemo import ui
 from bielik_nemo.artifacts import write_text
+from bielik_nemo.engine import best
 from bielik_nemo.engine.datasets import HeldOut
-from bielik_nemo.errors import GateError
+
+_SPELT = {
+    "loss": "loss {:.3f}",
+    "agreement": "agreement {:.1%}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.0%}",
+    "grad_norm": "norm {:.2f}",
+    "lr": "lr {:.1e}",
+}
+"""What of a record stands beside the progress bar, in this order."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -42,11 +52,22 @@ class TrainingProgress(pl.Callback):
         log_every: steps between two training records.
         validate_every: steps between two measurements on held-out tokens; also before the first and after the last.
         held_out: those tokens.
+        peak: tokens per second at the devices' full speed, of which MFU is a share; 0: not known.
+        best: directory for the weights of the lowest held-out loss; empty: they are not kept.
     """
 
-    def __init__(self, path: str, tokens_per_step: int, log_every: int, validate_every: int, held_out: HeldOut):
-        self.path = Path(path)
-        self.tokens_per_step = tokens_per_step
+    def __init__(
+        self,
+        path: str,
+        tokens_per_step: int,
+        log_every: int,
+        validate_every: int,
+        held_out: HeldOut,
+        peak: float = 0.0,
+        best: str = "",
+    ):
+        self.path, self.best = Path(path), best
+        self.tokens_per_step, self.peak = tokens_per_step, peak
         self.log_every, self.validate_every = log_every, validate_every
         self.held_out = held_out
         self.open = contextlib.ExitStack()
@@ -64,28 +85,21 @@ class TrainingProgress(pl.Callback):
             self._validate(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        """Record one step in `log_every` and the last; measure one in `validate_every` and the last.
-
-        Raises:
-            GateError: the loss is not finite.
-        """
+        """Record one step in `log_every` and the last; measure one in `validate_every` and the last."""
         step, last = trainer.global_step, trainer.global_step == trainer.max_steps
         loss = float(trainer.callback_metrics["reduced_train_loss"])
-        # Only the first and the last pipeline stage know the loss; one of them is enough to stop all.
-        if not math.isfinite(loss):
-            raise GateError(f"distill: the loss is {loss} at step {step}; lower optim.lr, or look at the text")
         if step % self.log_every == 0 or last:
             now = time.monotonic()
             rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
             self.mark, self.marked = now, step
-            self._record(
-                trainer,
-                **{"loss": loss} | getattr(module, "step_metrics", dict)(),
-                lr=trainer.optimizers[0].param_groups[0]["lr"],
-                grad_norm=float(trainer.callback_metrics.get("grad_norm", math.nan)),
-                tokens_per_second=round(rate, 1),
-            )
-            self.info = f"loss {loss:.3f}  {rate:.0f} tokens/s"
+            measured = {"loss": loss} | getattr(module, "step_metrics", dict)()
+            measured["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+            measured["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))
+            measured["tokens_per_second"] = round(rate, 1)
+            if self.peak:
+                measured["mfu"] = round(rate / self.peak, 4)
+            self._record(trainer, **measured)
+            self.info = "  ".join(form.format(measured[key]) for key, form in _SPELT.items() if key in measured)
         self.advance(getattr(self, "info", ""))
         if step % self.validate_every == 0 or last:
             self._validate(trainer, module)
@@ -102,6 +116,8 @@ class TrainingProgress(pl.Callback):
         loss, losses = self.held_out.measure(module.core_module)
         by_language = {"held_out_loss_by_language": losses} if len(losses) > 1 else {}
         self._record(trainer, held_out_loss=loss, **by_language)
+        if self.best and trainer.global_step:
+            best.keep(module.core_module, Path(self.best), trainer.global_step, loss)
         self.mark, self.marked = time.monotonic(), trainer.global_step  # not training: left out of the rate
 
     def _record(self, trainer: pl.Trainer, **values: Any) -> None:

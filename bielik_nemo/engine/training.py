@@ -25,10 +25,11 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
 from nemo.collections.llm.gpt.model.base import HAVE_TE  # noqa: E402
 
-from bielik_nemo.engine import schedules  # noqa: E402
+from bielik_nemo.engine import best, schedules  # noqa: E402
 from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
+from bielik_nemo.engine.guard import Guard  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
-from bielik_nemo.engine.resume import FILENAME, NewestCheckpoint, Resume  # noqa: E402
+from bielik_nemo.engine.resume import FILENAME, Checkpoints, Resume  # noqa: E402
 from bielik_nemo.errors import ConfigError  # noqa: E402
 
 
@@ -56,8 +57,16 @@ def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
     )
 
 
-def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> run.Config[nl.Trainer]:
-    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; a callback measures and reports.
+def trainer(
+    config: Config, metrics: Path, validation: run.Config[HeldOut], flops_per_token: float = 0.0
+) -> run.Config[nl.Trainer]:
+    """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; callbacks watch, measure and report.
+
+    Args:
+        config: of the run.
+        metrics: path of `metrics.jsonl`, in the stage's directory.
+        validation: held-out tokens.
+        flops_per_token: of one training step, from which MFU is known where the GPU's peak is; 0: it is not.
 
     Raises:
         ConfigError: a sequence is to be split, and there is no Transformer Engine to do it.
@@ -76,9 +85,14 @@ def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> r
         sequence_parallel=config.parallel.sequence_parallel,
         pipeline_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
         # torch's AdamW, used on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
-        ddp=run.Config(DistributedDataParallelConfig, use_distributed_optimizer=cuda, check_for_nan_in_grad=True),
+        ddp=run.Config(
+            DistributedDataParallelConfig,
+            use_distributed_optimizer=cuda,
+            # Without a norm nobody else would see it; with one the guard can say more.
+            check_for_nan_in_grad=config.optim.clip_grad == 0,
+        ),
         gradient_as_bucket_view=True,
-        ckpt_async_save=cuda,
+        ckpt_async_save=cuda if config.trainer.async_checkpoints is None else config.trainer.async_checkpoints,
         replace_progress_bar=False,
     )
     return run.Config(
@@ -99,15 +113,29 @@ def trainer(config: Config, metrics: Path, validation: run.Config[HeldOut]) -> r
         use_distributed_sampler=False,
         callbacks=[
             run.Config(
+                Guard,
+                directory=str(metrics.parent),
+                global_batch_size=config.data.global_batch_size,
+                max_spike=config.trainer.max_loss_spike,
+            ),
+            run.Config(
                 TrainingProgress,
                 path=str(metrics),
                 tokens_per_step=config.data.global_batch_size * config.data.seq_length,
                 log_every=config.trainer.log_every,
                 validate_every=config.trainer.validate_every,
                 held_out=validation,
-            )
+                peak=_peak(config, flops_per_token),
+                best=str(metrics.parent / best.DIRECTORY) if config.trainer.keep_best else "",
+            ),
         ],
     )
+
+
+def _peak(config: Config, flops_per_token: float) -> float:
+    """Tokens per second at the GPUs' full speed; 0: not known."""
+    known = flops_per_token and torch.cuda.is_available()
+    return config.world_size * config.cluster.gpu_peak_tflops * 1e12 / flops_per_token if known else 0.0
 
 
 def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
@@ -164,12 +192,10 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
         update_logger_directory=False,
         tensorboard=run.Config(TensorBoardLogger, save_dir=str(directory / "nemo"), name="tensorboard"),
         ckpt=run.Config(
-            NewestCheckpoint,
+            Checkpoints,
+            keep=config.trainer.keep_last,
             dirpath=str(directory / "checkpoints"),
             filename=FILENAME,
-            monitor=None,
-            save_top_k=1,
-            save_last=False,
             every_n_train_steps=config.trainer.checkpoint_every,
             save_optim_on_train_end=True,
             # A context is a pickle of the Python objects; the frozen config.yaml says the same as plain text.

@@ -23,7 +23,8 @@ _STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher
 _STAGES += ("sft", "dpo", "grpo", "export", "evaluate")
 # The stages that draw samples from the training text.
 TRAINED = ("pretrain", "distill", "distill_long")
-_CURVE = ("step", "loss", "held_out_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
+_CURVE = ("step", "loss", "kl", "held_out_loss", "agreement", "lr", "grad_norm", "tokens")
+_CURVE += ("tokens_per_second", "mfu", "seconds")
 
 
 def collect(run_dir: str | Path) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     curve_long          the same of the second phase of distillation
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
     teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
+    distilled_step      the step whose weights are the result
     samples             [{prompt, source, pruned, distilled}]
     parity              {max_abs_logit_diff, tolerance, tokens} of the exported checkpoint
     seconds             {stage: wall time}
@@ -58,6 +60,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     content = read(evaluation)
     held_out_loss = numbers_of(evaluation, content.get("held_out_loss"), ROLES, "held_out_loss.")
     parity, taught = run_dir / "export" / "parity.json", run_dir / "teacher" / "manifest.json"
+    distilled = run_dir / "distill" / "manifest.json"
     numbers = {
         "run": run_dir.resolve().name,
         **_architectures(run_dir),
@@ -74,6 +77,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "curve_long": _curve(run_dir / "distill_long" / "metrics.jsonl"),
         "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
         "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
+        "distilled_step": numbers_of(distilled, read(distilled).get("metrics"), ["step"]).get("step"),
         "samples": _samples(evaluation, content.get("samples")),
         "parity": numbers_of(parity, read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
         **_manifests(run_dir),

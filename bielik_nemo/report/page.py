@@ -155,8 +155,10 @@ def _distillation(numbers: dict[str, Any]) -> str:
     nats = "nats per token"
     panels = []
     for title, unit, rows, key, options in (
-        ("KL divergence from the teacher", nats, training, "loss", {}),
+        (_KL if _only_kl(training) else "Loss, of weighted parts", nats, training, "loss", {}),
         ("Held-out loss", nats, validation, "held_out_loss", {"levels": levels}),
+        ("Agreement", "with the teacher on the likeliest token", training, "agreement", {"minor": True}),
+        ("Tokens per second", "", training, "tokens_per_second", {"minor": True}),
         ("Learning rate", "", training, "lr", {"minor": True}),
         ("Gradient norm", "", training, "grad_norm", {"minor": True}),
     ):
@@ -171,6 +173,10 @@ def _distillation(numbers: dict[str, Any]) -> str:
     facts += [f"{last['tokens']:,} tokens"] if last.get("tokens") else []
     rates = [row["tokens_per_second"] for row in training if row.get("tokens_per_second")]
     facts += [f"{median(rates):,.0f} tokens per second (median)"] if rates else []
+    used = [row["mfu"] for row in training if row.get("mfu")]
+    facts += [f"{words.percent(median(used))} of the GPUs' peak (median)"] if used else []
+    result = numbers.get("distilled_step", last["step"])
+    facts += [f"the result is the student of step {result:,}"] if result != last["step"] else []
     body = f'<div class="panels">{"".join(panels)}</div>'
     return markup.section("Distillation", ", ".join(facts) + ".", body)
 
@@ -196,6 +202,15 @@ def _texts(numbers: dict[str, Any]) -> str:
     heads = ["Source", "Language", "Stage", "Tokens drawn", "Epochs", "Share", ""]
     note = "What training drew of each source. Text that is repeated for more than four epochs teaches little."
     return markup.section("Training text", note, markup.table(heads, ["text", "text", *["number"] * 3, "bar"], rows))
+
+
+_KL = "KL divergence from the teacher"
+
+
+def _only_kl(training: list[dict[str, Any]]) -> bool:
+    """Whether the loss is the KL divergence alone: where agreement is told, so are all parts by name."""
+    parts = [(row["loss"], row.get("kl")) for row in training if "agreement" in row and row["loss"] is not None]
+    return all(kl is not None and abs(kl - loss) <= 1e-5 * abs(loss) for loss, kl in parts)
 
 
 def _search(numbers: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ def _whole(config: Config) -> Layout:
 MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
-RESUMED = ("checkpoints", "metrics.jsonl", "nemo")
+RESUMED = ("checkpoints", "best", "metrics.jsonl", "nemo", "bad_batch.json")
 """What an interrupted training stage keeps in its directory."""
 
 MIX = ("data.sources.language", "data.sources.weight", "data.language_weights")
@@ -83,6 +83,10 @@ ADAM = ("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.clip_grad", "
 
 CRITERION = ("distill.weights", "distill.temperature", "distill.jensen_shannon_beta", "distill.hidden_layers")
 """What a student learns from its teacher."""
+
+TRAINING = ("trainer.log_every", "trainer.validate_every", "trainer.checkpoint_every", "trainer.keep_last")
+TRAINING += ("trainer.async_checkpoints", "trainer.max_loss_spike", "trainer.recompute")
+"""What every stage that trains through NeMo reads and what does not decide its result."""
 
 GRAPH = {
     stage.name: stage
@@ -120,20 +124,18 @@ GRAPH = {
                 "data.global_batch_size",
                 *MIX,
                 "trainer.precision",
+                "trainer.keep_best",
                 "run.seed",
             ),
             outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
-            scratch=("checkpoints", "index_cache"),
+            scratch=("checkpoints", "best", "index_cache"),
             free=(
                 "parallel",
                 "cluster",
                 "data.micro_batch_size",
                 "data.held_out_fraction",
                 "data.held_out_tokens",
-                "trainer.log_every",
-                "trainer.validate_every",
-                "trainer.checkpoint_every",
-                "trainer.recompute",
+                *TRAINING,
             ),
             needs=("import_hf", "data"),
             layout=_whole,
@@ -246,20 +248,18 @@ GRAPH = {
                 *MIX,
                 "trainer.max_steps",
                 "trainer.precision",
+                "trainer.keep_best",
                 "run.seed",
             ),
             outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
-            scratch=("checkpoints", "index_cache"),
+            scratch=("checkpoints", "best", "index_cache"),
             free=(
                 "distill.gate_max_loss",
                 "distill.gate_tolerance",
                 "parallel",
                 "cluster",
                 "data.micro_batch_size",
-                "trainer.log_every",
-                "trainer.validate_every",
-                "trainer.checkpoint_every",
-                "trainer.recompute",
+                *TRAINING,
                 "data.held_out_tokens",
                 "pipeline.stages",
                 "teacher",
@@ -286,20 +286,18 @@ GRAPH = {
                 *ADAM,
                 *MIX,
                 "trainer.precision",
+                "trainer.keep_best",
                 "run.seed",
             ),
             outputs=("megatron", "architecture.json", "metrics.jsonl", "blend.json"),
-            scratch=("checkpoints", "index_cache"),
+            scratch=("checkpoints", "best", "index_cache"),
             free=(
                 "distill.gate_max_loss",
                 "distill.gate_tolerance",
                 "distill_long.micro_batch_size",
                 "parallel",
                 "cluster",
-                "trainer.log_every",
-                "trainer.validate_every",
-                "trainer.checkpoint_every",
-                "trainer.recompute",
+                *TRAINING,
                 "data.held_out_fraction",
                 "data.held_out_tokens",
                 "pipeline.stages",

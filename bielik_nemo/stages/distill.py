@@ -18,9 +18,10 @@ import nemo_run as run_
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
+from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
 from bielik_nemo.data import mixture
-from bielik_nemo.engine import checkpoint, distributed, training
+from bielik_nemo.engine import best, distributed, training
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
 from bielik_nemo.engine.criterion import Criterion
 from bielik_nemo.engine.distillation import DistillationModel, TeacherGate, train
@@ -88,7 +89,10 @@ def task(phase: Phase, run_dir: Path) -> run_.Partial:
         model=model,
         data=data,
         trainer=training.trainer(
-            config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
+            config,
+            here / "metrics.jsonl",
+            training.held_out(config, run_dir / "data" / "held_out"),
+            flops_per_token(None if phase.cached else phase.teacher, phase.student, config.data.seq_length),
         ),
         log=training.logger(config, here),
         resume=training.resume(restored),
@@ -151,7 +155,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
-    """Train, or go on training, then keep the student's weights.
+    """Train, or go on training, then keep the student's weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
         GateError: the teacher is not what it should be at step 0.
@@ -162,7 +166,7 @@ def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
     distributed.ensure_rendezvous()
     try:
         student = fdl.build(task(phase, run_dir))()
-        checkpoint.save(student, here / "megatron")
+        kept = best.leave(student, here)
     finally:
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
@@ -173,4 +177,5 @@ def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "
         f"top word the teacher's for {record['agreement']:.1%} of the last"
     )
-    return {key: record[key] for key in ("loss", "agreement", "tokens", "tokens_per_second")}
+    measured = {key: record[key] for key in ("loss", "agreement", "tokens", "tokens_per_second")}
+    return measured | {"step": kept.step if kept else record["step"]}

@@ -20,9 +20,10 @@ import nemo_run as run_
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
+from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
 from bielik_nemo.data import mixture
-from bielik_nemo.engine import checkpoint, distributed, training
+from bielik_nemo.engine import best, distributed, training
 from bielik_nemo.engine.distillation import train
 from bielik_nemo.engine.pretraining import PretrainingModel
 from bielik_nemo.engine.progress import read
@@ -47,9 +48,10 @@ def settings(config: Config) -> Config:
 def build(config: Config, run_dir: Path) -> run_.Partial:
     """The task as NeMo-Run knows it, like that of `stages.distill.build`."""
     config, here, source = settings(config), run_dir / "pretrain", run_dir / "import_hf"
+    shape = Architecture.from_json(source / "architecture.json")
     model = run_.Config(
         PretrainingModel,
-        architecture=run_.Config(Architecture, **asdict(Architecture.from_json(source / "architecture.json"))),
+        architecture=run_.Config(Architecture, **asdict(shape)),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
@@ -59,7 +61,10 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         model=model,
         data=teacher.samples(config, run_dir, here / "index_cache"),
         trainer=training.trainer(
-            config, here / "metrics.jsonl", training.held_out(config, run_dir / "data" / "held_out")
+            config,
+            here / "metrics.jsonl",
+            training.held_out(config, run_dir / "data" / "held_out"),
+            flops_per_token(None, shape, config.data.seq_length),
         ),
         log=training.logger(config, here),
         resume=training.resume(source / "megatron"),
@@ -68,26 +73,28 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Train, or go on training, then keep the weights.
+    """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
         CheckpointError: the source or the run's own checkpoint cannot be loaded.
-        GateError: the loss is not finite.
+        GateError: the loss is not finite, or far above the recent ones.
     """
     here, mix = run_dir / "pretrain", teacher.mix(settings(config), run_dir)
     mixture.announce(mix)
     distributed.ensure_rendezvous()
     try:
         model = fdl.build(build(config, run_dir))()
-        checkpoint.save(model, here / "megatron")
+        kept = best.leave(model, here)
     finally:
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
         shutil.copyfile(run_dir / "import_hf" / "architecture.json", here / "architecture.json")
         artifacts.write_json(here / mixture.FILE, mixture.record(mix))
-    before, after = (found["held_out_loss"] for found in _first_and_last(here / "metrics.jsonl"))
+    before, last = _first_and_last(here / "metrics.jsonl")
+    before, after = before["held_out_loss"], kept.loss if kept else last["held_out_loss"]
     ui.say(f"  held-out loss {before:.3f} -> {after:.3f} nats per token")
-    return {"held_out_loss_before": before, "held_out_loss": after, "tokens": sum(part.tokens for part in mix)}
+    measured = {"held_out_loss_before": before, "held_out_loss": after, "tokens": sum(part.tokens for part in mix)}
+    return measured | {"step": kept.step if kept else last["step"]}
 
 
 def _first_and_last(metrics: Path) -> tuple[dict[str, Any], dict[str, Any]]:

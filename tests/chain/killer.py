@@ -2,9 +2,9 @@
 
 Not a test: `python killer.py jobs.json results.json`. A job is `{"run_dir", "overrides", "stages", "kill"}`, maybe with
 the size of a teacher's shards, `"shard_bytes"`; `kill` is null, or `[operation, pattern, n]`: SIGKILL just before the
-n-th (from 1) such operation on a path that matches, below the run directory. Every change of the directory tree is an
-operation, so that "at any moment" can be listed. A result is `{"ended", "pid", "seconds", "operations"}`: the signal or
-minus the exit status, and `[operation, path]` pairs.
+n-th (from 1) such operation on a path that matches, below the run directory; with a fourth entry so many seconds later.
+Every change of the directory tree is an operation, so that "at any moment" can be listed. A result is
+`{"ended", "pid", "seconds", "operations"}`: the signal or minus the exit status, and `[operation, path]` pairs.
 """
 
 import fnmatch
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -43,7 +44,9 @@ def watch(run_dir: Path, kill: list | None, journal: int) -> None:
         os.write(journal, (json.dumps([event, path]) + "\n").encode())
         if kill and event == kill[0] and fnmatch.fnmatch(path, kill[1]):
             seen += 1
-            if seen == kill[2]:
+            if seen == kill[2] and len(kill) == 4:
+                threading.Timer(kill[3], os.killpg, (0, signal.SIGKILL)).start()
+            elif seen == kill[2]:
                 os.killpg(0, signal.SIGKILL)
 
     sys.addaudithook(hook)

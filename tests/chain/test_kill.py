@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -33,8 +34,8 @@ MOMENTS = {
     "distill: in the index of samples": ("distill", "open", "distill/index_cache/*train-shuffle_index.npy", 1, 0),
     "distill: between two checkpoints": ("distill", "open", "distill/metrics.jsonl", 5, 2),
     "distill: in a checkpoint": ("distill", "open", "distill/checkpoints/step=3/weights/.metadata.tmp", 1, 2),
-    "distill: new checkpoint, old one still there": ("distill", "open", "distill/checkpoints/step=1-unfinished", 2, 4),
-    "distill: while the old one is removed": ("distill", "os.rmdir", "distill/checkpoints/step=1/weights", 1, 4),
+    "distill: new checkpoint, old one still there": ("distill", "open", "distill/checkpoints/step=1-unfinished", 2, 6),
+    "distill: while the old one is removed": ("distill", "os.rmdir", "distill/checkpoints/step=1/weights", 1, 6),
     "distill: trained, weights half written": ("distill", "os.rename", "distill/megatron", 1, 6),
     "distill: all but the manifest": ("distill", "os.rename", "distill/manifest.json", 1, 6),
     "distill: while its scratch is removed": ("distill", "os.rmdir", "distill/checkpoints/step=5", 1, 6),
@@ -42,16 +43,29 @@ MOMENTS = {
     "evaluate: all but the manifest": ("evaluate", "os.rename", "evaluate/manifest.json", 1, None),
 }
 
+RANDOM = "at random"
 
-def kill_and_restart(jobs: list[dict], folder: Path) -> Iterator[tuple[dict, dict]]:
-    """Run every job twice, killed and not; yield both outcomes of each."""
-    twice = [{**job, "kill": kill} for job in jobs for kill in (job["kill"], None)]
-    (folder / "jobs.json").write_text(json.dumps(twice))
+
+def run_jobs(jobs: list[dict], folder: Path) -> list[dict]:
+    """What became of each job, one after another."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
     with open(folder / "killer.log", "w") as log:
         command = [sys.executable, str(KILLER), str(folder / "jobs.json"), str(folder / "results.json")]
         assert subprocess.run(command, stdout=log, stderr=log).returncode == 0, folder / "killer.log"
-    results = json.loads((folder / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text())
+
+
+def kill_and_restart(jobs: list[dict], folder: Path) -> Iterator[tuple[dict, dict]]:
+    """Run every job twice, killed and not; yield both outcomes of each."""
+    results = run_jobs([{**job, "kill": kill} for job in jobs for kill in (job["kill"], None)], folder)
     yield from zip(results[::2], results[1::2], strict=True)
+
+
+def at_random(job: dict, kills: int, records: int, seed: int) -> list[dict]:
+    """A job killed so many times, each time somewhere after one of its first records of training, then left alone."""
+    draw = random.Random(seed)
+    moments = [["open", "distill/metrics.jsonl", draw.randint(2, records), draw.uniform(0, 0.2)] for _ in range(kills)]
+    return [{**job, "kill": kill} for kill in (*moments, None)]
 
 
 def assert_whole(run_dir: Path) -> None:
@@ -62,7 +76,7 @@ def assert_whole(run_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict, dict]]:
+def outcomes(chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
     """Each moment's run directory, with what happened in the killed and in the restarted process."""
     jobs = [
         {
@@ -73,8 +87,13 @@ def outcomes(chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         }
         for stage, *kill, _ in MOMENTS.values()
     ]
-    happened = kill_and_restart(jobs, tmp_path_factory.mktemp("kill"))
-    return {name: (Path(job["run_dir"]), *both) for name, job, both in zip(MOMENTS, jobs, happened, strict=True)}
+    twice = [{**job, "kill": kill} for job in jobs for kill in (job["kill"], None)]
+    again = {"run_dir": str(chain.copy("again", before="distill")), "overrides": chain.overrides, "stages": CHAIN[:5]}
+    random_jobs = at_random(again, kills=2, records=4, seed=1)
+    results = run_jobs([*twice, *random_jobs], tmp_path_factory.mktemp("kill"))
+    happened = zip(results[: len(twice) : 2], results[1 : len(twice) : 2], strict=True)
+    found = {name: (Path(job["run_dir"]), *both) for name, job, both in zip(MOMENTS, jobs, happened, strict=True)}
+    return found | {RANDOM: (Path(again["run_dir"]), *results[len(twice) :])}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -92,6 +111,32 @@ def test_a_kill_at_this_moment_changes_nothing(moment: str, chain, outcomes):
         records = [o for o in restarted["operations"] if o == ["open", "distill/metrics.jsonl"]]
         # Six steps; held-out loss before the first, after the third and after the sixth.
         assert len(records) == 6 - steps + {0: 3, 2: 2, 4: 1, 6: 0}[steps]
+
+
+def test_kills_at_random_moments_change_nothing(chain, outcomes):
+    """Twice, at moments that a seed draws; the slow test below is the thorough one."""
+    run_dir, *attempts = outcomes[RANDOM]
+    assert [attempt["ended"] for attempt in attempts] == [signal.SIGKILL] * 2 + [0], f"see {run_dir}.out"
+    assert chain.result(run_dir, "distill") == chain.result(chain.finished, "distill")
+    assert_whole(run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(3))
+def test_five_kills_at_random_moments_change_nothing(seed: int, chain, tmp_path: Path):
+    """24 steps, a checkpoint after every third: no attempt does a step again that is behind the newest checkpoint."""
+    longer = [*chain.overrides, "trainer.max_steps=24", "trainer.checkpoint_every=3"]
+    job = {"overrides": longer, "stages": CHAIN[:5]}
+    whole, killed = ({**job, "run_dir": str(chain.copy(name, before="distill"))} for name in ("whole", "killed"))
+    first, *attempts = run_jobs([{**whole, "kill": None}, *at_random(killed, 5, 7, seed)], tmp_path)
+    assert [attempt["ended"] for attempt in attempts] == [signal.SIGKILL] * 5 + [0], f"see {killed['run_dir']}.out"
+    one, two = (chain.result(Path(each["run_dir"]), "distill") for each in (whole, killed))
+    assert one == two
+    assert one["metrics.jsonl"][-1]["step"] == 24
+    records = [attempt["operations"].count(["open", "distill/metrics.jsonl"]) for attempt in (first, *attempts)]
+    assert records[0] <= sum(records[1:]) <= records[0] + 5 * (3 + 2)  # lost: at most three steps, two measurements
+    assert_whole(Path(killed["run_dir"]))
 
 
 @pytest.mark.slow

@@ -50,6 +50,21 @@ def test_plain_transformers_measures_the_same_losses(chain, tiny_hf: Path):
         assert losses[name] == pytest.approx(loss.item(), abs=1e-5), name
 
 
+def test_the_best_student_is_the_result_where_it_is_asked_for(chain):
+    """Measured after every step, with a learning rate that makes it worse in the end."""
+    run_dir = chain.copy("best", before="distill")
+    settings = ("trainer.keep_best=true", "trainer.validate_every=1", "optim.lr=0.05", "optim.min_lr=0.05")
+    chain.run(run_dir, *settings, "pipeline.stages=[import_hf,data,score,prune,distill,evaluate]")
+    records = [json.loads(line) for line in (run_dir / "distill" / "metrics.jsonl").read_text().splitlines()]
+    losses = {r["step"]: r["held_out_loss"] for r in records if r["step"] and "held_out_loss" in r}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 6 and losses[best] < losses[6] - 0.01
+    assert chain.manifest(run_dir, "distill").metrics["step"] == best
+    evaluated = json.loads((run_dir / "evaluate" / "metrics.json").read_text())["held_out_loss"]
+    assert evaluated["distilled"] == pytest.approx(losses[best], rel=1e-6)
+    assert not (run_dir / "distill" / "best").exists()
+
+
 def test_the_curve_counts_tokens_and_follows_the_schedule(curve):
     """Four sequences of 128 tokens a step. One step of warm-up, then a cosine from 2e-3 to 2e-4 over the five left."""
     steps = [record for record in curve if "loss" in record]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import traceback
@@ -109,8 +110,10 @@ def single(inputs: Path, out: Path) -> Results:
 
 @pytest.fixture(scope="session")
 def tp2(inputs: Path, out: Path, single: Results) -> Results:
-    """Two processes that share every layer; their run `resumed` was killed before."""
-    _processes(inputs, out, 2, "tp2:killed")
+    """Two processes that share every layer; their runs `stopped` and `resumed` were stopped and killed before."""
+    _processes(inputs, out, 2, "tp2:stopped,killed")
+    for other in ("single", "pp2"):
+        shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
     work = "tp2:convert,forward,train,recomputed,resumed,teach,cached,pretrain"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
@@ -118,7 +121,7 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached,pretrain"
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached,pretrain,moved"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
@@ -131,14 +134,16 @@ def dp2(inputs: Path, out: Path, single: Results) -> Results:
 @pytest.fixture(scope="session")
 def resharded(inputs: Path, out: Path, tp2: Results, pp2: Results) -> Results:
     """One process that reads what two wrote."""
-    return _here(inputs, out, "single:reshard")
+    return _here(inputs, out, "single:reshard,moved")
 
 
 @pytest.fixture(scope="session")
 def resumed(inputs: Path, out: Path, single: Results) -> Results:
-    """One process that goes on where another was killed."""
-    _processes(inputs, out, 1, "single:killed")
-    return _here(inputs, out, "single:resumed")
+    """One process that goes on where another was stopped and killed, also while it wrote a checkpoint."""
+    _processes(inputs, out, 1, "single:stopped,killed")
+    shutil.copytree(out / "single" / "resumed", out / "single" / "damaged")
+    _processes(inputs, out, 1, "single:killed_saving")
+    return _here(inputs, out, "single:resumed,damaged,asynchronous")
 
 
 @pytest.fixture

@@ -269,6 +269,8 @@ class Layout:
         micro_batch_size: int = 2,
         steps: int = STEPS,
         kill_at: int = 0,
+        stop_at: int = 0,
+        async_checkpoints: bool = False,
         temperature: float = 2.0,
         cached: str = "",
         recompute: str = "none",
@@ -308,6 +310,7 @@ class Layout:
         here.mkdir(exist_ok=True)
         config = self.config()
         config.data.micro_batch_size, config.trainer.max_steps = micro_batch_size, steps
+        config.trainer.async_checkpoints = async_checkpoints
         shapes = {
             role: run.Config(Architecture, **asdict(self.architecture(source)))
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
@@ -347,7 +350,9 @@ class Layout:
             optim=training.optimizer(config),
         )
         if kill_at:
-            task.trainer.callbacks.append(run.Config(_killer(), step=kill_at))
+            task.trainer.callbacks.append(run.Config(_signaller(), step=kill_at, number=signal.SIGKILL))
+        if stop_at and distributed.rank() == distributed.world_size() - 1:
+            task.trainer.callbacks.append(run.Config(_signaller(), step=stop_at, number=signal.SIGUSR1))
         _meet()
         distributed.ensure_rendezvous()
         try:
@@ -415,26 +420,68 @@ class Layout:
         self.distill("cached split", "llama", micro_batch_size=1, steps=1, cached="sampled", weights=KEPT)
         self.distill("cached top_k", "llama", steps=1, cached="top_k")
 
+    def stopped(self) -> None:
+        """A signal to the last rank alone, during the third step, which is not one that is saved."""
+        from bielik_nemo import stopping
+        from bielik_nemo.errors import Stopped
+
+        with stopping.listening():
+            try:
+                self.distill("stopped", "llama", stop_at=3)
+            except Stopped as stopped:
+                self.record("stopped", str(stopped))
+
     def killed(self) -> None:
-        self.distill("resumed", "llama", kill_at=5)
+        self.distill("resumed", "llama", kill_at=6)
 
     def resumed(self) -> None:
         self.distill("resumed", "llama")
+        self.distill("stopped", "llama")
 
+    def moved(self) -> None:
+        """From the checkpoint that two ranks left which shared every layer."""
+        self.distill("moved", "llama")
 
-def _killer() -> type:
-    """A callback that ends its process as a machine failure would: no handler, no flush."""
-    import lightning.pytorch as pl
+    def damaged(self) -> None:
+        """One byte of the newest checkpoint is another one."""
+        file = next((self.out / "damaged" / "checkpoints" / "step=3" / "weights").glob("*.distcp"))
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        self.distill("damaged", "llama")
 
-    class KillAt(pl.Callback):
-        def __init__(self, step: int):
-            self.step = step
+    def killed_saving(self) -> None:
+        """SIGKILL while another process writes the second checkpoint."""
+        from megatron.core.dist_checkpointing.strategies.async_utils import TemporalAsyncCaller
 
-        def on_train_batch_end(self, trainer, *_) -> None:
-            if trainer.global_step == self.step:
+        schedule, saves = TemporalAsyncCaller.schedule_async_call, []
+
+        def die(caller, request) -> None:
+            schedule(caller, request)
+            saves.append(request)
+            if len(saves) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return KillAt
+        TemporalAsyncCaller.schedule_async_call = die
+        self.distill("asynchronous", "llama", async_checkpoints=True)
+
+    def asynchronous(self) -> None:
+        self.distill("asynchronous", "llama", async_checkpoints=True)
+
+
+def _signaller() -> type:
+    """A callback that sends its process a signal in a step; SIGKILL ends it as a machine failure would."""
+    import lightning.pytorch as pl
+
+    class SignalAt(pl.Callback):
+        def __init__(self, step: int, number: int):
+            self.step, self.number = step, number
+
+        def on_train_batch_start(self, trainer, *_) -> None:
+            if trainer.global_step == self.step - 1:
+                os.kill(os.getpid(), self.number)
+
+    return SignalAt
 
 
 def main(inputs: str, out: str, *work: str) -> None:

@@ -184,14 +184,54 @@ def test_the_curve_starts_at_the_student_that_was_given_and_ends_at_the_one_that
 
 @pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
 def test_a_killed_run_goes_on_bit_identically(layout, request):
-    """SIGKILL after step 5; the checkpoint of step 4 is the newest. Losses and norms are equal to the last bit."""
+    """SIGKILL in step 6; the checkpoint of step 4 is the newest. Losses and norms are equal to the last bit."""
     if layout.path.name == "single":
         layout = request.getfixturevalue("resumed")
-    whole, resumed = layout.metrics("llama"), layout.metrics("resumed")
-    assert resumed == whole
-    one, two = (_tensors(layout.path / name / "megatron") for name in ("llama", "resumed"))
+    assert_the_same(layout, "resumed")
+
+
+def assert_the_same(layout, name: str) -> None:
+    """Bit for bit that of the run without interruption."""
+    assert layout.metrics(name) == layout.metrics("llama")
+    one, two = (_tensors(layout.path / run / "megatron") for run in ("llama", name))
     assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(one[tensor], two[tensor]) for tensor in one)
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
+def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_bit_identically(layout, request):
+    """SIGUSR1 to the last rank in step 3, after which no checkpoint is due."""
+    if layout.path.name == "single":
+        layout = request.getfixturevalue("resumed")
+    assert layout["stopped"] == "stopped by SIGUSR1 after step 3, which is saved: the same command goes on from here"
+    assert_the_same(layout, "stopped")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_bit_identically(resumed):
+    """Killed in step 6, a byte of the checkpoint of step 4 changed: it goes on from that of step 2."""
+    assert_the_same(resumed, "damaged")
+    left = {path.name for path in (resumed.path / "damaged" / "checkpoints").iterdir()}
+    assert left == {"step=3", "step=3-damaged", "step=5"}
+
+
+def test_a_run_that_is_killed_while_it_saves_asynchronously_goes_on_from_the_checkpoint_before(resumed):
+    """The second checkpoint, of step 4, was never finished; the sums are those of synchronous saves."""
+    assert_the_same(resumed, "asynchronous")
+    left = {path.name for path in (resumed.path / "asynchronous" / "checkpoints").iterdir()}
+    assert left == {"step=3", "step=5"}
+
+
+@pytest.mark.parametrize("layout", ["resharded", "pp2"], indirect=True)
+def test_a_run_goes_on_under_another_layout(layout, tp2):
+    """Saved by two ranks that share every layer; gone on with by one, and by two with half of the layers each."""
+    whole, moved = tp2.metrics("llama"), layout.metrics("moved")
+    assert [record["step"] for record in moved] == [record["step"] for record in whole]
+    for a, b in zip(whole, moved, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    one, two = _tensors(tp2.path / "llama" / "megatron"), _tensors(layout.path / "moved" / "megatron")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name][:263], two[name][:263], rtol=1e-5, atol=1e-5)
 
 
 def _tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -223,7 +263,7 @@ def test_the_teacher_is_not_saved(layout):
     layout["distill llama"]
     here = layout.path / "llama"
     directories = [here / "megatron", *(path.parents[1] for path in here.glob("checkpoints/*/weights/.metadata"))]
-    assert len(directories) == 2
+    assert len(directories) == 3  # the run keeps two to go on from
     for directory in directories:
         names = [name for name in _tensors(directory) if not name.startswith(("optimizer", "chained"))]
         assert not any("teacher" in name for name in names)

@@ -12,7 +12,14 @@ from bielik_nemo.config import STAGES, Config, view
 from bielik_nemo.stages import GRAPH, MODEL_STAGES, RANKED_BY, model_stage, needed
 
 # Where a run lives, and what only estimates use.
-READ_BY_NO_STAGE = {"run.name", "run.dir", "cluster.name", "cluster.gpu_memory_gib", "cluster.gpu_peak_tflops"}
+READ_BY_NO_STAGE = {
+    "trainer.max_hours",
+    "run.name",
+    "run.dir",
+    "cluster.name",
+    "cluster.gpu_memory_gib",
+    "cluster.gpu_peak_tflops",
+}
 
 
 def leaves(section: Any, prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from bielik_nemo.errors import ConfigError
 # An override, and all that its one line of error must hold: key, what was found, what is allowed, the nearest name.
 MISTAKES = {
     "optim.lrr=1": ["optim.lrr: unknown key", "warmup_steps", "did you mean optim.lr?"],
-    "lr=1": ["lr: unknown key", "did you mean optim.lr?"],
+    "lr=1": ["lr: unknown key", "or optim.lr?"],
     "name=x": ["did you mean run.name or cluster.name?"],
     "runs.dir=x": ["did you mean run.dir?"],
     "prune.target.layers=2": ["num_attention_heads", "did you mean prune.target.num_layers?"],

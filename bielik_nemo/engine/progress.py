@@ -80,7 +80,7 @@ class TrainingProgress(pl.Callback):
         self.mark, self.marked = time.monotonic(), step
         if trainer.is_global_zero:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.advance = self.open.enter_context(ui.progress("distilling", trainer.max_steps, step))
+        self.advance = self.open.enter_context(ui.progress(self.path.parent.name, trainer.max_steps, step))
         if step == 0:
             self._validate(trainer, module)
 

@@ -58,7 +58,8 @@ def estimate(config: Config, source: Architecture) -> Budget:
     second = _second_phase(config)
     longer = second.trainer.max_steps * second.data.global_batch_size * second.data.seq_length if second else 0
     ranking = search_flops(config, source, target)
-    flops = tokens * flops_per_token(source, target, length) + pretrained * 3 * _forward_flops(source, length) + ranking
+    flops = tokens * flops_per_token(source, target, length) + ranking
+    flops += pretrained * flops_per_token(None, source, length)
     flops += longer * flops_per_token(source, target, config.distill_long.seq_length)
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(

@@ -147,6 +147,7 @@ class Data:
     seq_length: int = 4096
     global_batch_size: int = 768
     micro_batch_size: int = 1
+    separate_documents: bool = False  # in training: no attention to the documents before, nor a prediction across
 
 
 @dataclass

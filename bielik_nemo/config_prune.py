@@ -105,6 +105,7 @@ class Prune:
     """Minitron scoring, search and pruning (Model Optimizer)."""
 
     target: Target = field(default_factory=Target)
+    student: str = ""  # a Hugging Face directory: a model cut elsewhere, taken as it is; nothing else is pruned
     drop_layers: Optional[list[int]] = None  # by hand, 0-based; None: by importance
     keep_first_layers: int = 0  # never dropped
     keep_last_layers: int = 0

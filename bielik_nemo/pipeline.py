@@ -27,6 +27,7 @@ LOG = "log.txt"
 SOURCE_FILES = {
     "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
     "data": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
+    "prune": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
     "score": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
     "search": (),
 }
@@ -72,6 +73,8 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         blend, scores = config.prune.calibration.sources, config.prune.importance.scores
         texts = {f"prune.calibration.sources[{i}].{source.text_key}": source.path for i, source in enumerate(blend)}
         return texts | ({"prune.importance.scores": scores} if scores else {})
+    if stage.name == "prune" and config.prune.student:
+        return {"prune.student": config.prune.student}
     if stage.name == "search" and config.prune.search.latency_table:
         return {"prune.search.latency_table": config.prune.search.latency_table}
     return {}

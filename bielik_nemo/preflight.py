@@ -275,7 +275,7 @@ def _oddities(config: Config) -> Iterator[str]:
     if config.parallel.tp > devices:
         yield f"parallel.tp: found {config.parallel.tp}, more than the {devices} devices of a node: slow between nodes"
     searched = "search" in config.pipeline.stages
-    cut = any(asdict(config.prune.target).values()) or config.prune.drop_layers
+    cut = any(asdict(config.prune.target).values()) or config.prune.drop_layers or config.prune.student
     if "prune" in config.pipeline.stages and not searched and not cut:
         yield "prune.target: found no size, so nothing is pruned"
     if config.prune.compensation.rotation and not searched and config.prune.target.hidden_size is None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields, replace
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import LIVE_ONLY, STAGES, Config, DistillWeights, view
 from bielik_nemo.config_prune import BlendSource, Target, TextSource
-from bielik_nemo.errors import ConfigError
+from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.keys import nearest
 
 POSITIVE = (
@@ -111,6 +111,7 @@ def problems(config: Config) -> list[str]:
         *_training(config),
         *_mixture(config),
         *_compensation(config),
+        *_student(config),
         *_stages(config),
         *_search(config),
         *_shapes(config),
@@ -143,8 +144,11 @@ def target_architecture(config: Config, source: Architecture, target: Target | N
         target: sizes wanted; None: `prune.target`.
 
     Raises:
-        ConfigError: the source cannot be cut to it, or the layers that are to be dropped and kept contradict it.
+        ConfigError: the source cannot be cut to it, the layers that are to be dropped and kept contradict it, or the
+            student that was cut elsewhere cannot be read or has another vocabulary.
     """
+    if config.prune.student:
+        return _student_architecture(config, source)
     prune, sizes = config.prune, asdict(target or config.prune.target)
     dropped = len(prune.drop_layers or ())
     count = source.num_layers - dropped if sizes["num_layers"] is None else sizes["num_layers"]
@@ -162,6 +166,19 @@ def target_architecture(config: Config, source: Architecture, target: Target | N
     if prune.compensation.rotation and found.hidden_size < source.hidden_size:
         # A rotated stream needs the last norm's gains in the output matrix, and not in the embedding.
         found = replace(found, tie_embeddings=False)
+    return found
+
+
+def _student_architecture(config: Config, source: Architecture) -> Architecture:
+    try:
+        found = Architecture.from_hf(config.prune.student)
+    except CheckpointError as error:
+        raise ConfigError(f"prune.student: {error}") from None
+    if found.vocab_size != source.vocab_size:
+        raise ConfigError(
+            f"prune.student: found vocab_size {found.vocab_size} in {config.prune.student}, allowed: the source "
+            f"model's {source.vocab_size}, since it is to learn from its predictions"
+        )
     return found
 
 
@@ -281,7 +298,7 @@ def _ranges(config: Config) -> Iterator[str]:
         if len(pair) != 2:
             yield f"distill.hidden_layers: found {pair}, allowed: pairs [student layer, teacher layer]"
     paths = {"run.dir": config.run.dir, "model.source": config.model.source}
-    paths["prune.importance.scores"] = config.prune.importance.scores
+    paths |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     for key, source in text_sources(config):
         paths[f"{key}.path"] = source.path
         yield from _text_source(key, source)
@@ -327,6 +344,7 @@ def _training(config: Config) -> Iterator[str]:
         )
         return
     yield from _split_sequences(config)
+    yield from _separate_documents(config)
     for name, batch in batches.items():
         unit = batch.micro_batch_size * config.data_parallel_size
         if batch.global_batch_size % unit:
@@ -334,6 +352,16 @@ def _training(config: Config) -> Iterator[str]:
                 f"{name}.global_batch_size: found {batch.global_batch_size}, allowed: multiples of {unit} = "
                 f"{name}.micro_batch_size {batch.micro_batch_size} * data-parallel size {config.data_parallel_size}"
             )
+
+
+def _separate_documents(config: Config) -> Iterator[str]:
+    if not config.data.separate_documents:
+        return
+    if config.parallel.cp > 1:
+        yield f"data.separate_documents: found True, allowed: False with parallel.cp={config.parallel.cp}"
+    if config.cluster.gpu_memory_gib and config.data.micro_batch_size > 1:
+        # Transformer Engine takes the documents' lengths instead of a mask, of one sequence at a time.
+        yield f"data.micro_batch_size: found {config.data.micro_batch_size}, allowed: 1 with data.separate_documents"
 
 
 def _split_sequences(config: Config) -> Iterator[str]:
@@ -384,6 +412,21 @@ def _compensation(config: Config) -> Iterator[str]:
     for part in ("attention", "ffn", "blocks", "rotation") if config.prune.streaming else ():
         if getattr(config.prune.compensation, part):
             yield f"prune.compensation.{part}: found True, allowed: False with prune.streaming=True (no model runs)"
+
+
+def _student(config: Config) -> Iterator[str]:
+    prune = config.prune
+    if not prune.student:
+        return
+    without = {
+        "prune.streaming": prune.streaming,
+        "search in pipeline.stages": "search" in config.pipeline.stages,
+        "prune.target (prune=none)": any(size is not None for size in asdict(prune.target).values()),
+        "prune.drop_layers": prune.drop_layers,
+    }
+    for other, given in without.items():
+        if given:
+            yield f"prune.student: found {prune.student!r}, allowed: none with {other}"
 
 
 def _stages(config: Config) -> Iterator[str]:

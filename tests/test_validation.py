@@ -143,6 +143,16 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["parallel.tp=2", "parallel.cp=2", "parallel.sequence_parallel=true", "data.seq_length=4092"],
             "data.seq_length: found 4092, allowed: multiples of 8 with this parallel.cp and parallel.tp",
         ),
+        (
+            FULL,
+            ["data.separate_documents=true", "data.micro_batch_size=2"],
+            "data.micro_batch_size: found 2, allowed: 1 with data.separate_documents",
+        ),
+        (
+            FULL,
+            ["data.separate_documents=true", "parallel.cp=2"],
+            "data.separate_documents: found True, allowed: False with parallel.cp=2",
+        ),
         ("", ["trainer.recompute=ful"], "trainer.recompute: found 'ful', allowed: none, selective, full; did you mean"),
         # Stages.
         ("", ["teacher.samples_per_token=0"], "teacher.samples_per_token: found 0, allowed: a positive number"),

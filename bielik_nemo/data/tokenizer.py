@@ -83,3 +83,21 @@ def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise DataError(f"{directory}: the tokenizer names no eos_token, which separates documents")
     return tokenizer
+
+
+def check_same_words(student: Path, teacher: Path, vocab_size: int) -> None:
+    """Refuse a student whose token ids mean other words than its teacher's: every loss would compare the wrong ones.
+
+    Args:
+        student: Hugging Face directory of the student.
+        teacher: directory with the teacher's tokenizer.
+        vocab_size: rows of both models' embeddings.
+
+    Raises:
+        DataError: a token has another id, or only one of them has it; the first ones are named.
+    """
+    ours, theirs = (load_tokenizer(directory, vocab_size).get_vocab() for directory in (student, teacher))
+    differing = sorted(word for word in ours.keys() | theirs.keys() if ours.get(word) != theirs.get(word))
+    if differing:
+        some = "; ".join(f"{word!r}: {ours.get(word)}, the teacher's {theirs.get(word)}" for word in differing[:3])
+        raise DataError(f"{student}: another tokenizer than its teacher's, {len(differing)} words differ ({some})")

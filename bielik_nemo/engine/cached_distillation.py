@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.utils import get_batch_on_this_cp_rank
 from nemo.collections import llm
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule
 from nemo.collections.llm.gpt.model.base import gpt_data_step
@@ -132,8 +133,10 @@ class CachedDistillationModel(llm.GPTModel):
         """NeMo's batch, on the last pipeline stage with what the teacher said."""
         batch, *_ = next(dataloader_iter)
         found = gpt_data_step(iter([batch]))
-        last = parallel_state.is_pipeline_last_stage()
-        return found | {key: batch[key].cuda(non_blocking=True) if last else None for key in (IDS, VALUES)}
+        if not parallel_state.is_pipeline_last_stage():
+            return found | {IDS: None, VALUES: None}
+        said = {key: batch[key].cuda(non_blocking=True) for key in (IDS, VALUES)}
+        return found | get_batch_on_this_cp_rank(said)
 
     def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
         """One micro-batch; the last pipeline stage returns the sums of `Criterion.measure`."""

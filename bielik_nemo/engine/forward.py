@@ -19,6 +19,7 @@ def run(
     consume: Callable[[Tensor], Any],
     *,
     labels: bool = False,
+    attention: dict[str, Any] | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Run token batches through the model, in evaluation mode.
@@ -29,6 +30,7 @@ def run(
         consume: called on the last pipeline stage with logits `[b, s, v/tp]`, or with losses `[b, s]` (nats per token),
             of this context-parallel rank's tokens.
         labels: whether to ask the model for losses.
+        attention: where it may go, see text_dataset.py; None: to all tokens before.
         on_batch: called once a batch is through, on every rank (progress).
 
     Returns:
@@ -42,6 +44,7 @@ def run(
     device = next(model.parameters()).device
     schedule = get_forward_backward_func()
     results: list[Any] = []
+    masked = {"attention_mask": None} | (attention or {})
     for batch in batches:
         tokens = batch.to(device)
         inputs, targets = (tokens[:, :-1], tokens[:, 1:]) if labels else (tokens, None)
@@ -51,7 +54,7 @@ def run(
             # Under context parallelism, this rank's pieces of every sequence.
             own = get_batch_on_this_cp_rank({"tokens": inputs, "positions": positions, "labels": targets})
             successors = None if targets is None else own["labels"].contiguous()
-            output = stage(own["tokens"].contiguous(), own["positions"], None, labels=successors)
+            output = stage(own["tokens"].contiguous(), own["positions"], labels=successors, **masked)
             return output, lambda out, non_loss_data=True: consume(out)
 
         results += schedule(

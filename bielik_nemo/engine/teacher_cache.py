@@ -70,6 +70,7 @@ class Contents:
     teacher: str
     tokenizer: str
     data: str
+    separate_documents: bool = False  # whether documents before the own one were hidden from the teacher
     samples_per_shard: int = 0  # 0: as many as SHARD_BYTES hold for certain
 
     def __post_init__(self) -> None:

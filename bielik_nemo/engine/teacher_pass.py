@@ -24,6 +24,7 @@ from bielik_nemo import artifacts
 from bielik_nemo.engine import distributed, forward, teacher_cache
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.teacher_cache import Contents, shard_path
+from bielik_nemo.engine.text_dataset import attention
 from bielik_nemo.errors import GateError
 from bielik_nemo.losses import draw, top_k
 
@@ -82,7 +83,7 @@ def fill(
 
     Args:
         model: this rank's part of the teacher.
-        dataset: `dataset[i]["tokens"]` are the input ids `[s]` of sample i.
+        dataset: `dataset[i]` is sample i as `TextDataset` gives it, its input ids `["tokens"]` `[s]`.
         directory: of the cache.
         contents: what it is to hold.
         shards: which of `contents.shards()`.
@@ -101,9 +102,12 @@ def fill(
         sums = np.empty(len(shard), dtype=np.uint32)
         for first in range(shard.start, shard.stop, micro_batch_size):
             samples = range(first, min(first + micro_batch_size, shard.stop))
-            tokens = [dataset[i]["tokens"] for i in samples]
+            rows = [dataset[i] for i in samples]
+            tokens = [row["tokens"] for row in rows]
             sums[first - shard.start :][: len(samples)] = [teacher_cache.crc32(each) for each in tokens]
-            parts += forward.run(model, [torch.stack(tokens)], partial(keep, samples=samples, contents=contents))
+            apart = attention(rows) if contents.separate_documents else None
+            consume = partial(keep, samples=samples, contents=contents)
+            parts += forward.run(model, [torch.stack(tokens)], consume, attention=apart)
             on_batch()
         if writes:
             path = shard_path(directory, shard.start)

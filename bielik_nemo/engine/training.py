@@ -6,7 +6,6 @@ Every function returns a `run.Config`, whose fields can be changed like those of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,6 @@ cpu.enable()
 
 import nemo_run as run  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
-from megatron.core.datasets.gpt_dataset import GPTDataset  # noqa: E402
 from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
@@ -30,20 +28,8 @@ from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
 from bielik_nemo.engine.guard import Guard  # noqa: E402
 from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, Checkpoints, Resume  # noqa: E402
+from bielik_nemo.engine.text_dataset import TextDataset  # noqa: E402
 from bielik_nemo.errors import ConfigError  # noqa: E402
-
-
-class TextDataset(GPTDataset):
-    """Megatron's samples of whole documents, in which no token is padding.
-
-    Megatron takes the tokenizer's pad token for padding wherever it stands: out of the loss, and read as token 0. Many
-    tokenizers pad with their end-of-text token, which ends every document here; samples are never short (megatron-core
-    0.15.3).
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._pad_token_id = -1
 
 
 def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
@@ -176,6 +162,8 @@ def data(
         pin_memory=torch.cuda.is_available(),
         seed=config.run.seed,
         split=None,
+        reset_attention_mask=config.data.separate_documents,
+        eod_mask_loss=config.data.separate_documents,
         index_mapping_dir=str(cache),
         output_log=False,
         dataset_cls=TextDataset,

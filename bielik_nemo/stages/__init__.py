@@ -55,9 +55,12 @@ class Stage:
         return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
 
     def results(self, config: Config) -> tuple[str, ...]:
-        """`outputs` under this configuration: what is cut by streaming is a Hugging Face directory."""
-        streamed = self.name == "prune" and config.prune.streaming
-        return tuple("hf" if streamed and name == "megatron" else name for name in self.outputs)
+        """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere."""
+        if self.name != "prune":
+            return self.outputs
+        if config.prune.student:
+            return "megatron", "architecture.json"
+        return tuple("hf" if config.prune.streaming and name == "megatron" else name for name in self.outputs)
 
     def world_size(self, config: Config) -> int:
         """Number of processes that the stage wants."""
@@ -203,7 +206,16 @@ GRAPH = {
             ),
             outputs=("megatron", "architecture.json", "pruned.json", "kept.json"),
             scratch=("source",),
-            free=("model.source", "parallel.pp", "run.seed", "pipeline.stages", "prune.calibration.batch_size"),
+            free=(
+                "model.source",
+                "parallel.pp",
+                "run.seed",
+                "pipeline.stages",
+                "prune.calibration.batch_size",
+                "prune.student",
+                "export.parity_tokens",
+                "export.parity_tolerance",
+            ),
             needs=("source", "score"),
             uses=("search",),
             layout=lambda config: (1, 1 if config.prune.streaming else config.parallel.pp),
@@ -215,6 +227,7 @@ GRAPH = {
                 "teacher",
                 "distill.temperature",
                 "data.seq_length",
+                "data.separate_documents",
                 "data.global_batch_size",
                 *MIX,
                 "trainer.max_steps",
@@ -244,6 +257,7 @@ GRAPH = {
                 *CRITERION,
                 "optim",
                 "data.seq_length",
+                "data.separate_documents",
                 "data.global_batch_size",
                 *MIX,
                 "trainer.max_steps",

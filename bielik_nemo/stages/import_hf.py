@@ -35,22 +35,31 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         architecture = Architecture.from_hf(source)
         check_shape(config, architecture)
         ui.say(f"  reading {architecture.num_parameters():,} parameters from {config.model.source}")
-        hf_reader.check_source(source, architecture)
-        # Built in float32 and rounded to the stored dtype, so that parity measures the conversion and not the rounding.
-        gpt = model.gpt_config(architecture, tp=config.parallel.tp, pp=config.parallel.pp)
-        megatron = model.build(gpt, architecture)
-        convert.load_hf(megatron, source, architecture)
-        model.round_parameters(megatron, config.model.dtype)
-        tokens = parity.probe_tokens(architecture.vocab_size, config.export.parity_tokens, config.run.seed)
-        dtype, tolerance = config.model.dtype, config.export.parity_tolerance
-        with finite.activations(megatron):
-            found = parity.check(megatron, source, architecture, tokens, dtype, tolerance)
-        checkpoint.save(model.cast(megatron, config.model.dtype), here / "megatron")
+        megatron, found = converted(config, source, architecture, config.parallel.tp, config.parallel.pp)
+        checkpoint.save(megatron, here / "megatron")
         if distributed.rank() == 0:
             _copy_tokenizer(source, here / "tokenizer")
             artifacts.write_json(here / "parity.json", found)
             architecture.to_json(here / "architecture.json")
     return {"parameters": architecture.num_parameters(), "parity": found["max_abs_logit_diff"]}
+
+
+def converted(config: Config, directory: Path, a: Architecture, tp: int, pp: int) -> tuple[Any, dict[str, Any]]:
+    """A Hugging Face checkpoint as a Megatron model in `model.dtype`, and what comparing their logits found.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or not of this shape.
+        GateError: an activation is not finite, or the converted model gives other logits.
+    """
+    hf_reader.check_source(directory, a)
+    # Built in float32 and rounded to the stored dtype, so that parity measures the conversion and not the rounding.
+    megatron = model.build(model.gpt_config(a, tp=tp, pp=pp), a)
+    convert.load_hf(megatron, directory, a)
+    model.round_parameters(megatron, config.model.dtype)
+    tokens = parity.probe_tokens(a.vocab_size, config.export.parity_tokens, config.run.seed)
+    with finite.activations(megatron):
+        found = parity.check(megatron, directory, a, tokens, config.model.dtype, config.export.parity_tolerance)
+    return model.cast(megatron, config.model.dtype), found
 
 
 def check_shape(config: Config, found: Architecture) -> None:

@@ -1,7 +1,7 @@
-"""Cut the source model to the target by its scores (Model Optimizer).
+"""Cut the source model to the target by its scores (Model Optimizer), or take a student that was cut elsewhere.
 
-Leaves `megatron/` (with `prune.streaming`: `hf/`), `architecture.json`, `pruned.json`, and `kept.json`, which says what
-stayed so that another tool can repeat the cut (see prune/kept.py).
+Leaves `megatron/` (with `prune.streaming`: `hf/`), `architecture.json`, and of a cut `pruned.json` and `kept.json`,
+which says what stayed so that another tool can repeat the cut (see prune/kept.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.config_prune import Target
 from bielik_nemo.data.builtin import resolve_model_source
+from bielik_nemo.data.tokenizer import check_same_words
 from bielik_nemo.engine import calibration, checkpoint, compensation, distributed, minitron, model, streaming
 from bielik_nemo.engine.scores import Scores
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune.kept import Kept, choose, kept_layers
 from bielik_nemo.stages import source_stage
+from bielik_nemo.stages.import_hf import converted
 from bielik_nemo.validation import target_architecture
 
 
@@ -29,12 +31,33 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the target is larger than the source or impossible.
-        CheckpointError: the source or the scores are damaged.
-        GateError: the result does not have the target's number of parameters.
+        CheckpointError: the source, the scores or the given student are damaged.
+        DataError: the given student has another tokenizer.
+        GateError: the result does not have the target's number of parameters, or the given student other logits.
     """
-    here, origin = run_dir / "prune", run_dir / source_stage(config)
-    source = Architecture.from_json(origin / "architecture.json")
+    source = Architecture.from_json(run_dir / source_stage(config) / "architecture.json")
     target = target_of(config, run_dir, source)
+    if config.prune.student:
+        take(config, run_dir, target)
+    else:
+        _cut_and_record(config, run_dir, source, target)
+    ui.say(f"  {source.num_parameters():,} -> {target.num_parameters():,} parameters")
+    return {"source_parameters": source.num_parameters(), "target_parameters": target.num_parameters()}
+
+
+def take(config: Config, run_dir: Path, student: Architecture) -> None:
+    """Convert the given student as `import_hf` does its source; its words must be the source's, id by id."""
+    here, directory = run_dir / "prune", Path(config.prune.student)
+    check_same_words(directory, run_dir / "import_hf" / "tokenizer", student.vocab_size)
+    with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
+        megatron, _ = converted(config, directory, student, 1, config.parallel.pp)
+        checkpoint.save(megatron, here / "megatron")
+    if distributed.rank() == 0:
+        student.to_json(here / "architecture.json")
+
+
+def _cut_and_record(config: Config, run_dir: Path, source: Architecture, target: Architecture) -> None:
+    here = run_dir / "prune"
     kept = what_stays(config, source, target, run_dir / "score" / "scores.safetensors")
     errors: dict[str, dict[str, float]] = {}
     if config.prune.streaming:
@@ -46,8 +69,6 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         kept = replace(kept, hidden=[])  # principal axes stayed, whatever the scores of the channels
     if distributed.rank() == 0:
         record(here, source, target, kept, errors)
-    ui.say(f"  {source.num_parameters():,} -> {target.num_parameters():,} parameters")
-    return {"source_parameters": source.num_parameters(), "target_parameters": target.num_parameters()}
 
 
 def target_of(config: Config, run_dir: Path, source: Architecture) -> Architecture:

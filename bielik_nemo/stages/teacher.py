@@ -73,6 +73,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
         "teacher": source.fingerprint,  # of what the model was made of; the files depend on the layout
         "tokenizer": artifacts.content_digest(tokenizer),
         "data": artifacts.digest([artifacts.content_digest(text), shares]),
+        "separate_documents": config.data.separate_documents,
     }
 
 

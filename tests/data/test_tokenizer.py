@@ -12,7 +12,7 @@ import pytest
 from bielik_nemo.data import tokenizer as tokenizers
 from bielik_nemo.data.text import Document, read_documents
 from bielik_nemo.data.tiny import byte_tokenizer
-from bielik_nemo.data.tokenizer import encode, encode_all, load_tokenizer
+from bielik_nemo.data.tokenizer import check_same_words, encode, encode_all, load_tokenizer
 from bielik_nemo.errors import DataError
 
 POLISH = os.environ.get("BIELIK_NEMO_POLISH_TEXTS", "")  # a directory of Polish books
@@ -153,3 +153,20 @@ def test_code_in_the_directory_is_not_run(directory: Path, tmp_path: Path, token
     else:
         error_of(directory)
     assert not trace.exists()
+
+
+def test_words_of_a_student_and_its_teacher(directory: Path, tmp_path: Path):
+    """Two words that have changed places, and one that only the student has: 263."""
+    check_same_words(directory, directory, 263)
+    added = byte_tokenizer()
+    added.add_tokens("<extra>")
+    added.save_pretrained(tmp_path / "added")
+    with pytest.raises(DataError, match=r"added: another tokenizer .* 1 words differ \('<extra>': 263, .* None\)"):
+        check_same_words(tmp_path / "added", directory, 300)
+    swapped = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    byte_tokenizer().save_pretrained(tmp_path / "swapped")
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(swapped))
+    with pytest.raises(DataError, match=r"2 words differ \('a': 98, the teacher's 97; 'b': 97, the teacher's 98\)"):
+        check_same_words(tmp_path / "swapped", directory, 300)

@@ -104,7 +104,7 @@ def single(inputs: Path, out: Path) -> Results:
     return _here(
         inputs,
         out,
-        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,teach,cached,compared,pretrain",
+        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,pretrain",
     )
 
 
@@ -114,21 +114,21 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
     _processes(inputs, out, 2, "tp2:stopped,killed")
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
-    work = "tp2:convert,forward,train,recomputed,resumed,teach,cached,pretrain"
+    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,teach,cached,pretrain,moved"
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def dp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes with a copy of the model each."""
-    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,teach,cached,pretrain"))
+    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain"))
 
 
 @pytest.fixture(scope="session")

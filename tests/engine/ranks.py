@@ -21,6 +21,7 @@ LAYOUTS = {"single": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}  # ten
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
 BLEND = {"train": "17", "other": "7"}  # training set -> samples of STEPS * BATCH
 HELD_OUT = 10 * SEQ_LENGTH  # tokens
+EOD = 260  # the byte tokenizer's end of text
 PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "ffn": {"ffn_hidden_size": 48},
     "hidden": {"hidden_size": 48},
@@ -28,6 +29,7 @@ PRUNINGS = {  # name -> target; `all` cuts every axis at once
     "layers": {"num_layers": 2},
     "all": {"ffn_hidden_size": 56, "hidden_size": 40, "num_attention_heads": 2, "num_layers": 2},
 }
+TAUGHT = (("sampled", "sampled", 50, 1.0), ("top_k", "top_k", 7, 2.0), ("separate", "top_k", 7, 1.0))
 LAYER_SAMPLES = 5  # calibration samples on which losses without layers are measured
 IMPORTANCES = {  # name -> settings of prune.importance
     f"{batch},{seq}": {"batch_aggregation": batch, "seq_aggregation": seq}
@@ -219,17 +221,28 @@ class Layout:
         a, counts = self.architecture("llama"), (STEPS * BATCH, SEQ_LENGTH, self.architecture("llama").vocab_size)
         digests = {"teacher": "a", "tokenizer": "b", "data": "c"}
         with self.layout():
-            data = fdl.build(self.data(self.config(), self.out / "teacher index"))
-            data.build(STEPS, 1, 0, 0)
             teacher = self.model(a, self.megatron("llama"))
-            for kind, n, temperature in (("sampled", 50, 1.0), ("top_k", 7, 2.0)):
-                here = self.out / f"teacher {kind}"
-                wanted = Contents(kind, n, temperature, *counts, 1, "float32", **digests, samples_per_shard=5)
+            for name, kind, n, temperature in TAUGHT:
+                here, config = self.out / f"teacher {name}", self.config()
+                config.data.separate_documents = name == "separate"
+                data = fdl.build(self.data(config, self.out / "teacher index"))
+                data.build(STEPS, 1, 0, 0)
+                wanted = Contents(
+                    kind,
+                    n,
+                    temperature,
+                    *counts,
+                    1,
+                    "float32",
+                    **digests,
+                    separate_documents=config.data.separate_documents,
+                    samples_per_shard=5,
+                )
                 shards = teacher_pass.to_do(here, wanted)
                 # A micro-batch that divides neither shards nor samples, and another under every layout.
                 size = {"single": 2, "tp2": 3, "pp2": 4, "dp2": 5}[self.name]
                 teacher_pass.fill(teacher, data._train_ds, here, wanted, shards, size)
-                self.record(f"bytes per token {kind}", teacher_pass.finish(here, wanted))
+                self.record(f"bytes per token {name}", teacher_pass.finish(here, wanted))
         self.record("teach", "done")
 
     def config(self):
@@ -277,6 +290,7 @@ class Layout:
         uneven: bool = False,
         weights: dict[str, float] | None = None,
         hidden_layers: list[list[int]] | None = None,
+        separate: bool = False,
     ) -> None:
         """A few steps; leaves metrics.jsonl, and with one process the first global batch.
 
@@ -311,6 +325,7 @@ class Layout:
         config = self.config()
         config.data.micro_batch_size, config.trainer.max_steps = micro_batch_size, steps
         config.trainer.async_checkpoints = async_checkpoints
+        config.data.separate_documents = separate
         shapes = {
             role: run.Config(Architecture, **asdict(self.architecture(source)))
             for role, source in (("teacher", kind), ("student", f"{kind}_student"))
@@ -409,6 +424,9 @@ class Layout:
     def recomputed(self) -> None:
         for recompute in ("selective", "full"):
             self.distill(recompute, "llama", steps=2, recompute=recompute)
+
+    def separated(self) -> None:
+        self.distill("separate", "llama", micro_batch_size=1, steps=1, separate=True)
 
     def cached(self) -> None:
         """The same from the teacher's samples that one process left."""

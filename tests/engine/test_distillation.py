@@ -140,6 +140,43 @@ def test_the_split_into_micro_batches_changes_nothing(size, single):
     assert same(split, whole, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def alone(single, inputs) -> tuple[float, float]:
+    """Loss and gradient norm of the first batch with every document read by itself, in float64.
+
+    Tokens that end a document predict nothing, so that the four sequences count different numbers of tokens.
+    """
+    single["distill separate"]
+    batch = torch.load(single.path / "separate" / "batch.pt", weights_only=True)
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(inputs / name, dtype=torch.float64) for name in ("llama", "llama_student")
+    )
+    eod, total, counts = ranks.EOD, 0.0, []
+    for tokens in batch["tokens"]:
+        ends = [*((tokens == eod).nonzero().flatten() + 1).tolist(), len(tokens)]
+        for first, end in zip([0, *ends], ends, strict=False):
+            piece = tokens[None, first:end]
+            if piece.numel():
+                with torch.no_grad():
+                    p = (teacher(piece).logits / 2).log_softmax(-1)
+                q = (student(piece).logits / 2).log_softmax(-1)
+                total = total + 4 * ((p.exp() * (p - q)).sum(-1) * (piece != eod)).sum()
+        counts.append((tokens != eod).sum().item())
+    assert len(set(counts)) > 1
+    loss = total / sum(counts)
+    loss.backward()
+    squares = [parameter.grad.square().sum() for parameter in student.parameters()]
+    return loss.item(), torch.stack(squares).sum().sqrt().item()
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2", "pp2", "dp2"], indirect=True)
+def test_separate_documents_are_those_read_by_themselves(layout, alone):
+    (first,) = training(layout.metrics("separate"))
+    assert first["loss"] == pytest.approx(alone[0], rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(alone[1], rel=1e-4)
+    assert first["loss"] != pytest.approx(training(layout.metrics("llama"))[0]["loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("layout", ["single", "tp2"], indirect=True)
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputed_activations_are_the_same_ones(recompute, layout):
@@ -302,8 +339,11 @@ def tiny(tiny_hf, tmp_path_factory) -> Path:
         megatron = model.build(model.gpt_config(a, seq_length=64), a)
         convert.load_hf(megatron, tiny_hf, a)
         checkpoint.save(megatron, directory / "good")
+        embedding = megatron.embedding.word_embeddings.weight
         with torch.no_grad():
-            megatron.embedding.word_embeddings.weight.zero_()
+            embedding[:263] = embedding[torch.randperm(263, generator=torch.Generator().manual_seed(0))]
+            checkpoint.save(megatron, directory / "shuffled")
+            embedding.zero_()
         checkpoint.save(megatron, directory / "zeroed")
     return directory
 
@@ -334,6 +374,15 @@ def test_a_teacher_with_a_zeroed_embedding_is_stopped(tiny, tiny_hf):
     """All hidden states are zero, all logits equal: ln 263 = 5.572 nats."""
     with pytest.raises(GateError, match=r"teacher: held-out loss 5\.572 .* at step 0, .*distill\.gate_max_loss=4\.0"):
         judge(tiny, tiny_hf, "zeroed")
+
+
+def test_a_teacher_whose_words_were_shuffled_is_stopped(tiny, tiny_hf):
+    """Every tensor has its size and its values, no number is unusual: only the loss tells, also one that is allowed."""
+    good = judge(tiny, tiny_hf, "good")
+    with pytest.raises(GateError, match=r"distill\.gate_max_loss=4\.0; its weights or its tokenizer"):
+        judge(tiny, tiny_hf, "shuffled", expected=good)
+    with pytest.raises(GateError, match=rf"the source model measured {good:.4f}"):
+        judge(tiny, tiny_hf, "shuffled", max_loss=100.0, expected=good)
 
 
 @pytest.mark.parametrize("factor", [1.03, 0.97])

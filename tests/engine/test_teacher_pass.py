@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -66,11 +67,28 @@ def test_the_most_likely_ids(single, texts, logits):
     assert log_probs == pytest.approx(want.values.numpy(), rel=2**-11 + 1e-5)
 
 
+def test_separate_documents_are_read_by_themselves(single, texts, inputs):
+    """Each piece of a sample alone: 7 log-probabilities of every token, which is not what the whole sample gives."""
+    _, log_probs = read(single.path / "teacher separate", texts)
+    reference = AutoModelForCausalLM.from_pretrained(inputs / "llama", dtype=torch.float64)
+    bounds = 0
+    for found, tokens in zip(log_probs, texts, strict=True):
+        pieces = [piece for piece in tokens.tensor_split((tokens == ranks.EOD).nonzero().flatten() + 1) if len(piece)]
+        with torch.no_grad():
+            alone = torch.cat([reference(piece[None]).logits[0] for piece in pieces])
+            whole = reference(tokens[None]).logits[0]
+        assert found == pytest.approx(alone.log_softmax(-1).topk(7).values.numpy(), rel=2**-11 + 1e-5)
+        if len(pieces) > 1:
+            bounds += 1
+            assert found != pytest.approx(whole.log_softmax(-1).topk(7).values.numpy(), rel=1e-2)
+    assert bounds
+
+
 @pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2"], indirect=True)
 def test_the_same_under_every_layout(layout, single):
     """But for rounding: a draw on the edge of two ids, the last bit of half precision."""
     single["teach"], layout["teach"]
-    for kind in ("sampled", "top_k"):
+    for kind in ("sampled", "top_k", "separate"):
         one, two = (where.path / f"teacher {kind}" for where in (single, layout))
         assert TeacherCache(one).contents == TeacherCache(two).contents
         assert sorted(path.name for path in (one / "shards").iterdir()) == sorted(

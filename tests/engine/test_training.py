@@ -18,7 +18,7 @@ def test_no_token_of_the_text_is_taken_for_padding(single, inputs):
 
     Megatron would read it as token 0 and leave it out of the loss, here and at the same places of all later samples.
     """
-    for kind in ("llama", "tied"):
+    for kind in ("llama", "cached"):
         single[f"distill {kind}"]
         batch = torch.load(single.path / kind / "batch.pt", weights_only=True)
         assert batch["loss_mask"].min() == 1

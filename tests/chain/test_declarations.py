@@ -93,6 +93,8 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, "prune.streaming=true", stages=["prune"])
         refit = ("prune.compensation.ffn=true", "prune.compensation.samples=8")
         chain.run(run_dir, training_text, *refit, stages=["prune"])
+        student = f"prune.student='{chain.finished}/export/hf'"
+        chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
     return read
 
 

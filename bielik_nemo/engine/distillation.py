@@ -203,7 +203,4 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
     asynchronous = trainer.strategy.async_save
     with checkpoint.results_queue_that_ends_with_us() if asynchronous else checkpoint.in_process_results_queue():
         llm.train(model=model, data=data, trainer=trainer, log=log, resume=resume, optim=optim)
-    student = model.core_module
-    if hasattr(student, "hidden_states"):
-        del student.hidden_states  # trained and kept in the run's checkpoints, but no part of the student
-    return student
+    return model.core_module

@@ -311,8 +311,8 @@ def test_the_teacher_is_not_saved(layout):
 def test_projections_of_hidden_states_are_in_the_run_s_checkpoints_and_not_in_the_student(layout):
     """Two pairs of layers, 48 wide against 64, also where each is on a pipeline stage of its own."""
     layout["distill tied"]
-    (newest,) = (path.parents[1] for path in (layout.path / "tied").glob("checkpoints/*/weights/.metadata"))
-    kept, student = _tensors(newest), _tensors(layout.path / "tied" / "megatron")
+    *_, found = (path.parents[1] for path in (layout.path / "tied").glob("checkpoints/*/weights/.metadata"))
+    kept, student = _tensors(found), _tensors(layout.path / "tied" / "megatron")
     for number in (0, 1):
         assert kept[f"module.hidden_states.projections.{number}"].shape == (64, 48)
     assert any("exp_avg" in name and "hidden_states.projections" in name for name in kept)

@@ -13,7 +13,6 @@ from bielik_nemo.stages import GRAPH, MODEL_STAGES, RANKED_BY, model_stage, need
 
 # Where a run lives, and what only estimates use.
 READ_BY_NO_STAGE = {
-    "trainer.max_hours",
     "run.name",
     "run.dir",
     "cluster.name",

@@ -31,7 +31,7 @@ from bielik_nemo.engine import streaming
 from bielik_nemo.engine.hf_reader import INDEX, expected_shapes
 from bielik_nemo.engine.scores import Scores
 from bielik_nemo.prune.kept import Kept, choose, kept_layers
-from bielik_nemo.validation import source_architecture, target_architecture
+from bielik_nemo.validation.shapes import source_architecture, target_architecture
 
 SHARD_BYTES = 5_000_000_000
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
-from bielik_nemo.validation import target_architecture
+from bielik_nemo.validation.shapes import target_architecture
 
 ASSUMED_MFU = 0.40
 """An assumption, not a measurement: a cautious share of the peak for dense models of this size on H100-class GPUs."""

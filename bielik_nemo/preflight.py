@@ -1,6 +1,6 @@
 """What would stop a run, found before it starts: at once, offline, without torch, and all of it, not only the first.
 
-Adds the files to what validation.py says about the configuration alone: checkpoint, tokenizer, texts, run directory,
+Adds the files to what `validation` says about the configuration alone: checkpoint, tokenizer, texts, run directory,
 disk and memory.
 """
 
@@ -23,7 +23,9 @@ from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.prune import latency, search
-from bielik_nemo.validation import problems, shape_problems, source_architecture, text_sources
+from bielik_nemo.validation import problems
+from bielik_nemo.validation.ranges import text_sources
+from bielik_nemo.validation.shapes import shape_problems, source_architecture
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 TEXTS = f"a {', '.join(TEXT_SUFFIXES)} file, a directory of them, or {PACKAGE_DOCS}"

@@ -14,7 +14,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, DistillLong, Shape, compose
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.validation import source_architecture
+from bielik_nemo.validation.shapes import source_architecture
 
 
 @pytest.fixture

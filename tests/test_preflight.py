@@ -12,7 +12,7 @@ from bielik_nemo.config import Config, compose
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import text
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.validation import source_architecture
+from bielik_nemo.validation.shapes import source_architecture
 
 
 @pytest.fixture

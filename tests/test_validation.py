@@ -3,7 +3,7 @@ import pytest
 from bielik_nemo.config import compose
 from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.validation import source_architecture, target_architecture
+from bielik_nemo.validation.shapes import source_architecture, target_architecture
 
 FULL = "bielik_minitron_7b"
 HIDDEN = "distill.weights.hidden_state=1"

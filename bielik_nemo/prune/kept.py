@@ -34,7 +34,7 @@ from torch import Tensor
 from bielik_nemo import artifacts
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import CheckpointError, ConfigError
-from bielik_nemo.validation import layer_problems
+from bielik_nemo.validation.shapes import layer_problems
 
 
 class Scores(Protocol):

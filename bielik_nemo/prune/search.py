@@ -30,7 +30,7 @@ from bielik_nemo.config_prune import Search, Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import latency
 from bielik_nemo.prune.latency import Table, Widths
-from bielik_nemo.validation import shape_problems
+from bielik_nemo.validation.shapes import shape_problems
 
 AXES = {"num_layers": 8, "hidden_size": 6, "ffn_hidden_size": 6, "num_attention_heads": 6}
 """The axes, and the tenths of the source's size that Model Optimizer always leaves."""

@@ -23,7 +23,7 @@ from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune.kept import Kept, choose, kept_layers
 from bielik_nemo.stages import source_stage
 from bielik_nemo.stages.import_hf import converted
-from bielik_nemo.validation import target_architecture
+from bielik_nemo.validation.shapes import target_architecture
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bielik_nemo.cli import COMMANDS
 from bielik_nemo.composition import compose_dict
 from bielik_nemo.config import Config, compose
 from bielik_nemo.keys import dotted_keys, type_at
-from bielik_nemo.validation import source_architecture
+from bielik_nemo.validation.shapes import source_architecture
 
 CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")

@@ -16,7 +16,7 @@ from bielik_nemo.config_prune import Axis, Search, Target
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import search
 from bielik_nemo.prune.latency import Table
-from bielik_nemo.validation import source_architecture
+from bielik_nemo.validation.shapes import source_architecture
 
 SOURCE = Architecture(8, 32, 64, 8, 2, 4, 50, False, max_position_embeddings=64)
 FINE = {

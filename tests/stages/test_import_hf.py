@@ -6,7 +6,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, compose
 from bielik_nemo.engine import cpu
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.validation import source_architecture
+from bielik_nemo.validation.shapes import source_architecture
 
 cpu.enable()
 

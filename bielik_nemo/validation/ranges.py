@@ -1,0 +1,141 @@
+"""Values that are impossible by themselves: ranges, allowed words, names, paths."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from bielik_nemo.config import Config, DistillWeights, view
+from bielik_nemo.config_prune import BlendSource, TextSource
+from bielik_nemo.keys import nearest
+
+POSITIVE = (
+    "prune.calibration.samples",
+    "prune.calibration.batch_size",
+    "prune.calibration.seq_length",
+    "prune.importance.layer_samples",
+    "prune.search.num_layers.divisor",
+    "prune.search.hidden_size.divisor",
+    "prune.search.ffn_hidden_size.divisor",
+    "prune.search.num_attention_heads.divisor",
+    "prune.search.context",
+    "prune.search.batch_size",
+    "prune.search.bits_per_weight",
+    "prune.search.top_k",
+    "prune.compensation.samples",
+    "prune.compensation.ridge",
+    "teacher.samples_per_token",
+    "teacher.top_k",
+    "distill.temperature",
+    "distill.gate_max_loss",
+    "distill.gate_tolerance",
+    "data.held_out_tokens",
+    "data.seq_length",
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "optim.lr",
+    "pretrain.max_steps",
+    "pretrain.lr",
+    "distill_long.seq_length",
+    "distill_long.max_steps",
+    "distill_long.lr",
+    "distill_long.global_batch_size",
+    "distill_long.micro_batch_size",
+    "parallel.tp",
+    "parallel.pp",
+    "parallel.cp",
+    "trainer.max_steps",
+    "trainer.log_every",
+    "trainer.validate_every",
+    "trainer.checkpoint_every",
+    "trainer.keep_last",
+    "cluster.nodes",
+    "export.max_shard_gib",
+    "export.parity_tokens",
+    "export.parity_tolerance",
+    "evaluate.batch_size",
+    "evaluate.sample_tokens",
+)
+NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
+NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in ("pretrain", "distill_long") for key in ("min_lr", "warmup_steps"))
+NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", "pretrain", "distill_long"))
+NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
+NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
+NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
+POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
+POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
+POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
+POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
+POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
+POSITIVE_OR_NULL += tuple(
+    f"prune.search.{axis}.{end}"
+    for axis in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+    for end in ("min", "max")
+)
+FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2", "prune.search.tolerance")  # below 1
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
+SCHEDULES = ("cosine", "wsd", "constant")
+WORDS = {
+    "model.dtype": ("float32", "bfloat16"),
+    "teacher.kind": ("sampled", "top_k"),
+    "trainer.precision": ("32", "bf16-mixed"),
+    "trainer.recompute": ("none", "selective", "full"),
+    "optim.schedule": SCHEDULES,
+    "pretrain.schedule": SCHEDULES,
+    "distill_long.schedule": SCHEDULES,
+    "prune.importance.batch_aggregation": ("l2", "mean", "var"),
+    "prune.importance.seq_aggregation": ("mean", "l2", "var"),
+    "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
+    "prune.search.embeddings": ("all", "once"),
+    "prune.search.objective": ("parameters", "importance"),
+}
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Every problem as `key: found ..., allowed: ...`."""
+    for keys, good, allowed in (
+        (POSITIVE, lambda value: 0 < value < math.inf, "a positive number"),
+        (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "zero or a positive number"),
+        (POSITIVE_OR_NULL, lambda value: value is None or value > 0, "a positive number, or null"),
+        (FRACTIONS, lambda value: 0 <= value < 1, "0 up to, not including, 1"),
+        (("distill.jensen_shannon_beta",), lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+        (("run.name", "run.dir"), lambda value: value.strip(), "text that is not blank"),
+    ):
+        for key, value in view(config, keys).items():
+            if not good(value):
+                yield f"{key}: found {value!r}, allowed: {allowed}"
+    for key, words in WORDS.items():
+        value = view(config, [key])[key]
+        if value not in words:
+            yield f"{key}: found {value!r}, allowed: {', '.join(words)}{nearest(value, words)}"
+    for pair in config.distill.hidden_layers:
+        if len(pair) != 2:
+            yield f"distill.hidden_layers: found {pair}, allowed: pairs [student layer, teacher layer]"
+    paths = {"run.dir": config.run.dir, "model.source": config.model.source}
+    paths |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
+    for key, source in text_sources(config):
+        paths[f"{key}.path"] = source.path
+        yield from _text_source(key, source)
+    for key, path in paths.items():
+        if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
+            yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
+
+
+def _text_source(key: str, source: TextSource) -> Iterator[str]:
+    for name in ("path", "text_key"):
+        if not (text := getattr(source, name)).strip():
+            yield f"{key}.{name}: found {text!r}, allowed: text that is not blank"
+    if source.language and not LANGUAGE.fullmatch(source.language):
+        yield f"{key}.language: found {source.language!r}, allowed: a word such as pl or en-GB, or none"
+    if source.weight is not None and not 0 < source.weight < math.inf:
+        null = "" if isinstance(source, BlendSource) else ", or null"
+        yield f"{key}.weight: found {source.weight}, allowed: a positive number{null}"
+
+
+def text_sources(config: Config) -> Iterator[tuple[str, TextSource]]:
+    """Every source of text and its key, `data.sources[0]` and so on."""
+    for key, sources in (("data", config.data.sources), ("prune.calibration", config.prune.calibration.sources)):
+        for index, source in enumerate(sources):
+            yield f"{key}.sources[{index}]", source

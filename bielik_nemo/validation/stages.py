@@ -1,0 +1,68 @@
+"""What must fit together in the pipeline: its stages, and the ways to prune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from bielik_nemo.config import STAGES, Config
+from bielik_nemo.keys import nearest
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Every problem as `key: found ..., allowed: ...`."""
+    yield from _compensation(config)
+    yield from _student(config)
+    yield from _order(config)
+    yield from _search(config)
+
+
+def _order(config: Config) -> Iterator[str]:
+    stages = config.pipeline.stages
+    unknown = [stage for stage in stages if stage not in STAGES]
+    for stage in unknown:
+        yield f"pipeline.stages: found {stage!r}, allowed: {', '.join(STAGES)}{nearest(stage, STAGES)}"
+    if not stages:
+        yield f"pipeline.stages: found no stage, allowed: some of {', '.join(STAGES)}"
+    ordered = [stage for stage in STAGES if stage in stages]
+    if not unknown and stages != ordered:
+        yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
+    if "pretrain" in stages and config.prune.streaming:
+        yield "prune.streaming: found True, allowed: False with pretrain in pipeline.stages (it cuts model.source)"
+
+
+def _compensation(config: Config) -> Iterator[str]:
+    for part in ("attention", "ffn", "blocks", "rotation") if config.prune.streaming else ():
+        if getattr(config.prune.compensation, part):
+            yield f"prune.compensation.{part}: found True, allowed: False with prune.streaming=True (no model runs)"
+
+
+def _student(config: Config) -> Iterator[str]:
+    prune = config.prune
+    if not prune.student:
+        return
+    without = {
+        "prune.streaming": prune.streaming,
+        "search in pipeline.stages": "search" in config.pipeline.stages,
+        "prune.target (prune=none)": any(size is not None for size in asdict(prune.target).values()),
+        "prune.drop_layers": prune.drop_layers,
+    }
+    for other, given in without.items():
+        if given:
+            yield f"prune.student: found {prune.student!r}, allowed: none with {other}"
+
+
+def _search(config: Config) -> Iterator[str]:
+    settings = config.prune.search
+    if "search" not in config.pipeline.stages:
+        return
+    limits = ("max_parameters", "max_memory_gib", "max_latency_ms")
+    if all(getattr(settings, name) is None for name in limits):
+        yield f"prune.search: found no budget, allowed: one of {', '.join(f'prune.search.{name}' for name in limits)}"
+    if settings.max_latency_ms is not None and not (settings.memory_bandwidth_gb_s or settings.latency_table):
+        yield (
+            f"prune.search.max_latency_ms: found {settings.max_latency_ms:g}, allowed: null, or together with "
+            "prune.search.memory_bandwidth_gb_s or prune.search.latency_table"
+        )
+    if settings.distill_steps and config.prune.streaming:
+        yield f"prune.search.distill_steps: found {settings.distill_steps}, allowed: 0 with prune.streaming=True"

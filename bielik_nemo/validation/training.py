@@ -1,0 +1,148 @@
+"""What must fit together in training: schedules, batches, layouts, the mix of texts, the parts of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from bielik_nemo.config import LIVE_ONLY, Config
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Every problem as `key: found ..., allowed: ...`."""
+    yield from _schedules(config)
+    yield from _layout(config)
+    yield from _mixture(config)
+    yield from _distillation(config)
+
+
+def _schedules(config: Config) -> Iterator[str]:
+    schedules = {"optim": (config.optim, "trainer.max_steps", config.trainer.max_steps)}
+    for name in ("pretrain", "distill_long"):
+        if name in config.pipeline.stages:
+            phase = getattr(config, name)
+            schedules[name] = (phase, f"{name}.max_steps", phase.max_steps)
+    for name, (schedule, key, steps) in schedules.items():
+        warmup, decay = schedule.warmup_steps, schedule.decay_steps
+        if schedule.min_lr > schedule.lr:
+            yield f"{name}.min_lr: found {schedule.min_lr}, allowed: 0 to {name}.lr={schedule.lr}"
+        if warmup >= steps:
+            yield f"{name}.warmup_steps: found {warmup}, allowed: less than {key}={steps}"
+        elif schedule.schedule == "wsd" and not 1 <= decay <= steps - warmup:
+            allowed = f"1 to {steps - warmup}, the steps after warm-up, with {name}.schedule=wsd"
+            yield f"{name}.decay_steps: found {decay}, allowed: {allowed}"
+
+
+def _layout(config: Config) -> Iterator[str]:
+    """What the devices ask for."""
+    parallel, batches = config.parallel, {"data": config.data}
+    if "distill_long" in config.pipeline.stages:
+        batches["distill_long"] = config.distill_long
+    world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
+    if world % split:
+        yield (
+            f"cluster.nodes * cluster.devices_per_node: found {world}, "
+            f"allowed: multiples of parallel.tp * parallel.pp * parallel.cp = {split}"
+        )
+        return
+    yield from _split_sequences(config)
+    yield from _separate_documents(config)
+    for name, batch in batches.items():
+        unit = batch.micro_batch_size * config.data_parallel_size
+        if batch.global_batch_size % unit:
+            yield (
+                f"{name}.global_batch_size: found {batch.global_batch_size}, allowed: multiples of {unit} = "
+                f"{name}.micro_batch_size {batch.micro_batch_size} * data-parallel size {config.data_parallel_size}"
+            )
+
+
+def _separate_documents(config: Config) -> Iterator[str]:
+    if not config.data.separate_documents:
+        return
+    if config.parallel.cp > 1:
+        yield f"data.separate_documents: found True, allowed: False with parallel.cp={config.parallel.cp}"
+    if config.cluster.gpu_memory_gib and config.data.micro_batch_size > 1:
+        # Transformer Engine takes the documents' lengths instead of a mask, of one sequence at a time.
+        yield f"data.micro_batch_size: found {config.data.micro_batch_size}, allowed: 1 with data.separate_documents"
+
+
+def _split_sequences(config: Config) -> Iterator[str]:
+    """What splitting the tokens of a sequence asks for."""
+    parallel, lengths = config.parallel, {"data": config.data.seq_length}
+    if "distill_long" in config.pipeline.stages:
+        lengths["distill_long"] = config.distill_long.seq_length
+    on_cpu = "without GPUs (cluster.gpu_memory_gib=0): Megatron's own attention and norms cannot"
+    if parallel.cp > 1 and not config.cluster.gpu_memory_gib:
+        yield f"parallel.cp: found {parallel.cp}, allowed: 1 {on_cpu}"
+    if parallel.sequence_parallel and not config.cluster.gpu_memory_gib:
+        yield f"parallel.sequence_parallel: found True, allowed: False {on_cpu}"
+    elif parallel.sequence_parallel and parallel.tp == 1:
+        yield "parallel.sequence_parallel: found True, allowed: False with parallel.tp=1"
+    # Context parallelism gives each rank two pieces of a sequence, one of them from its end.
+    unit = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence_parallel else 1)
+    for name, length in lengths.items():
+        if length % unit:
+            allowed = f"multiples of {unit} with this parallel.cp and parallel.tp"
+            yield f"{name}.seq_length: found {length}, allowed: {allowed}"
+
+
+def _mixture(config: Config) -> Iterator[str]:
+    yield from _languages(config, "data.language_weights", config.data.language_weights)
+    if "pretrain" in config.pipeline.stages and config.pretrain.language_weights:
+        yield from _languages(config, "pretrain.language_weights", config.pretrain.language_weights)
+
+
+def _languages(config: Config, key: str, languages: dict[str, float]) -> Iterator[str]:
+    """What is wrong with the sources' weights where these are the languages'."""
+    sources = config.data.sources
+    weighted = {source.language if languages else "" for source in sources if source.weight is not None}
+    for index, source in enumerate(sources):
+        if languages and source.language not in languages:
+            allowed = f"one that {key} has: {', '.join(languages)}"
+            yield f"data.sources[{index}].language: found {source.language!r}, allowed: {allowed}"
+        if source.weight is None and (source.language if languages else "") in weighted:
+            beside = f", since others{' in this language' if languages else ''} have one"
+            yield f"data.sources[{index}].weight: found null, allowed: a positive number{beside}"
+    for language, weight in languages.items():
+        if not 0 < weight < math.inf:
+            yield f"{key}.{language}: found {weight}, allowed: a positive number"
+        if language not in {source.language for source in sources}:
+            yield f"{key}.{language}: found a language without a source, allowed: one that has some"
+
+
+def _distillation(config: Config) -> Iterator[str]:
+    weights, layers = asdict(config.distill.weights), config.distill.hidden_layers
+    on_logits = [name for name in weights if name != "hidden_state"]
+    if not any(weights[name] for name in on_logits):
+        yield f"distill.weights: found none above 0, allowed: at least one of {', '.join(on_logits)}"
+    if bool(layers) != bool(weights["hidden_state"]):
+        yield (
+            f"distill.hidden_layers: found {layers}, allowed: "
+            f"{'none' if layers else 'some pairs'} with distill.weights.hidden_state={weights['hidden_state']}"
+        )
+    if layers:
+        yield from _hidden_states(config)
+    if "teacher" not in config.pipeline.stages:
+        return
+    if config.distill.temperature != 1 and config.teacher.kind == "sampled":
+        yield (
+            f"distill.temperature: found {config.distill.temperature}, allowed: 1 with teacher in pipeline.stages and "
+            "teacher.kind=sampled"
+        )
+    for name in LIVE_ONLY:
+        if weights[name]:
+            yield (
+                f"distill.weights.{name}: found {weights[name]}, allowed: 0 with teacher in pipeline.stages, "
+                "which keeps too little of the teacher for it"
+            )
+
+
+def _hidden_states(config: Config) -> Iterator[str]:
+    weight = f"distill.weights.hidden_state: found {config.distill.weights.hidden_state}, allowed: 0 with"
+    if "search" in config.pipeline.stages:
+        yield f"{weight} search in pipeline.stages, whose candidates differ in their layers"
+    if config.trainer.recompute == "full":
+        yield f"{weight} trainer.recompute=full, which runs a layer again after the teacher's output is gone"
+    if config.parallel.sequence_parallel:
+        yield f"{weight} parallel.sequence_parallel=True, which splits the streams"

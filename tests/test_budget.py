@@ -11,8 +11,9 @@ import pytest
 
 from bielik_nemo import budget
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.config import Config, DistillLong, Shape, compose
+from bielik_nemo.config import Config, Shape, compose
 from bielik_nemo.config_prune import Target
+from bielik_nemo.config_training import DistillLong
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation.shapes import source_architecture
 

@@ -14,8 +14,9 @@ import pytest
 
 from bielik_nemo import ranking, ui
 from bielik_nemo.artifacts import Manifest, write_json
-from bielik_nemo.config import Config, DistillWeights
+from bielik_nemo.config import Config
 from bielik_nemo.config_prune import Target
+from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.errors import DataError, GateError, UserError
 from bielik_nemo.stages import Stage
 

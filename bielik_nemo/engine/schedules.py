@@ -17,7 +17,7 @@ from nemo import lightning as nl
 from nemo.core.optim.lr_scheduler import WarmupHoldAnnealLinear
 from nemo.lightning.pytorch.optim.base import LRSchedulerModule
 
-from bielik_nemo.config import Optim
+from bielik_nemo.config_training import Optim
 
 
 def adaptive(lr: float, tokens: float, reference_tokens: int | None) -> float:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from bielik_nemo.config import Config, DistillWeights, view
+from bielik_nemo.config import Config, view
 from bielik_nemo.config_prune import BlendSource, TextSource
+from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
 
 POSITIVE = (

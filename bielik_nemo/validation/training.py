@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from bielik_nemo.config import LIVE_ONLY, Config
+from bielik_nemo.config import Config
+from bielik_nemo.config_training import LIVE_ONLY
 
 
 def problems(config: Config) -> Iterator[str]:

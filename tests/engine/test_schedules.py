@@ -8,7 +8,8 @@ import fiddle as fdl
 import pytest
 import torch
 
-from bielik_nemo.config import Config, Optim
+from bielik_nemo.config import Config
+from bielik_nemo.config_training import Optim
 from bielik_nemo.engine import cpu
 
 cpu.enable()

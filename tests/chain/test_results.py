@@ -53,8 +53,8 @@ def test_plain_transformers_measures_the_same_losses(chain, tiny_hf: Path):
 def test_the_best_student_is_the_result_where_it_is_asked_for(chain):
     """Measured after every step, with a learning rate that makes it worse in the end."""
     run_dir = chain.copy("best", before="distill")
-    settings = ("trainer.keep_best=true", "trainer.validate_every=1", "optim.warmup_steps=5", "optim.lr=0.1")
-    chain.run(run_dir, *settings, "optim.min_lr=0.1", "pipeline.stages=[import_hf,data,score,prune,distill,evaluate]")
+    settings = ("trainer.keep_best=true", "trainer.validate_every=1", "optim.warmup_steps=5", "optim.lr=0.02")
+    chain.run(run_dir, *settings, "optim.min_lr=0.02", "pipeline.stages=[import_hf,data,score,prune,distill,evaluate]")
     records = [json.loads(line) for line in (run_dir / "distill" / "metrics.jsonl").read_text().splitlines()]
     losses = {r["step"]: r["held_out_loss"] for r in records if r["step"] and "held_out_loss" in r}
     best = min(losses, key=losses.__getitem__)

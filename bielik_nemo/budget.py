@@ -84,16 +84,11 @@ def estimate(config: Config, source: Architecture) -> Budget:
 
 def _second_phase(config: Config) -> Config | None:
     """The configuration of `distill_long`, which has no cached teacher; None where it is not run."""
-    own, stages = config.distill_long, config.pipeline.stages
+    stages = config.pipeline.stages
     if "distill_long" not in stages:
         return None
-    sizes = {name: getattr(own, name) for name in ("seq_length", "global_batch_size", "micro_batch_size")}
-    return replace(
-        config,
-        data=replace(config.data, **sizes),
-        trainer=replace(config.trainer, max_steps=own.max_steps),
-        pipeline=replace(config.pipeline, stages=[name for name in stages if name != "teacher"]),
-    )
+    pipeline = replace(config.pipeline, stages=[name for name in stages if name != "teacher"])
+    return replace(config.paced_by(config.distill_long), pipeline=pipeline)
 
 
 def flops_per_token(teacher: Architecture | None, student: Architecture, seq_length: int) -> float:

@@ -8,7 +8,7 @@ Stages read a frozen copy of the result, never Hydra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Optional
@@ -153,6 +153,15 @@ class Config:
     def data_parallel_size(self) -> int:
         """Number of copies of the model."""
         return self.world_size // (self.parallel.tp * self.parallel.pp * self.parallel.cp)
+
+    def paced_by(self, own: Pretrain | DistillLong) -> Config:
+        """This configuration with a stage's own length, rates, batch and mix in the places that have these names."""
+        names = {each.name for each in fields(own)}
+
+        def taken(section: Any) -> Any:
+            return replace(section, **{f.name: getattr(own, f.name) for f in fields(section) if f.name in names})
+
+        return replace(self, data=taken(self.data), optim=taken(self.optim), trainer=taken(self.trainer))
 
     @property
     def cacheable(self) -> bool:

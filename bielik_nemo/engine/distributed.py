@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -136,3 +137,11 @@ def merged(own: dict) -> dict:
     found: list[dict] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, own)
     return {key: value for each in found for key, value in each.items()}
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value on all ranks."""
+    values = [value]
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(values, src=0, device=device())
+    return values[0]

@@ -72,7 +72,7 @@ class Guard(pl.Callback):
             where = self.directory / BAD_BATCH
             if trainer.is_global_zero:
                 write_text(where, json.dumps(self._batch(trainer, fault), ensure_ascii=False) + "\n")
-            (fault,) = _from_first(fault)  # which has written the file
+            fault = distributed.from_first(fault)  # which has written the file
             step = f"{fault} at step {trainer.global_step}"
             raise GateError(f"{self.directory.name}: {step}; lower optim.lr, or look at its batch in {where}")
         self.recent.append(loss)
@@ -118,11 +118,3 @@ def _largest(*numbers: int) -> list[int]:
     each = torch.tensor(numbers, device=distributed.device())
     torch.distributed.all_reduce(each, torch.distributed.ReduceOp.MAX)
     return each.tolist()
-
-
-def _from_first(text: str) -> list[str]:
-    """Rank 0's text on all ranks."""
-    texts = [text]
-    if distributed.world_size() > 1:
-        torch.distributed.broadcast_object_list(texts, src=0, device=distributed.device())
-    return texts

@@ -87,11 +87,11 @@ class TrainingProgress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Record one step in `log_every` and the last; measure one in `validate_every` and the last."""
         step, last = trainer.global_step, trainer.global_step == trainer.max_steps
-        loss = float(trainer.callback_metrics["reduced_train_loss"])
         if step % self.log_every == 0 or last:
             now = time.monotonic()
             rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
             self.mark, self.marked = now, step
+            loss = float(trainer.callback_metrics["reduced_train_loss"])
             measured = {"loss": loss} | getattr(module, "step_metrics", dict)()
             measured["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             measured["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))

@@ -16,19 +16,17 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run_
 
-from bielik_nemo import artifacts, ui
+from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
-from bielik_nemo.data import mixture
-from bielik_nemo.engine import best, distributed, training
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
 from bielik_nemo.engine.criterion import Criterion
-from bielik_nemo.engine.distillation import DistillationModel, TeacherGate, train
+from bielik_nemo.engine.distillation import DistillationModel, TeacherGate
 from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
 from bielik_nemo.losses import PARTS
-from bielik_nemo.stages import source_stage, teacher
+from bielik_nemo.stages import fit, source_stage, teacher
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,12 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 
 def task(phase: Phase, run_dir: Path) -> run_.Partial:
-    """The task as NeMo-Run knows it: `llm.train` over NeMo's model, data, trainer, logger and optimiser configs.
-
-    Its fields can be changed like those of NeMo's own recipes before it is run.
+    """Student, teacher or what it left, and text as a task; see `fit.task`.
 
     Raises:
         CheckpointError: the teacher's cache is not of this run.
     """
-    config, here = phase.config, run_dir / phase.name
+    config = phase.config
     model, data = (_cached if phase.cached else _live)(phase, run_dir)
     weights, streamed = run_dir / phase.begins / "megatron", run_dir / phase.begins / "hf"
     restored = None
@@ -84,20 +80,8 @@ def task(phase: Phase, run_dir: Path) -> run_.Partial:
         model.student_megatron = str(weights)
     else:
         restored = weights
-    return run_.Partial(
-        train,
-        model=model,
-        data=data,
-        trainer=training.trainer(
-            config,
-            here / "metrics.jsonl",
-            training.held_out(config, run_dir / "data" / "held_out"),
-            flops_per_token(None if phase.cached else phase.teacher, phase.student, config.data.seq_length),
-        ),
-        log=training.logger(config, here),
-        resume=training.resume(restored),
-        optim=training.optimizer(config),
-    )
+    flops = flops_per_token(None if phase.cached else phase.teacher, phase.student, config.data.seq_length)
+    return fit.task(config, run_dir, phase.name, model, data, restored, flops)
 
 
 def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
@@ -116,7 +100,7 @@ def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
     )
-    return model, teacher.samples(config, run_dir, run_dir / phase.name / "index_cache")
+    return model, fit.samples(config, run_dir, run_dir / phase.name / "index_cache")
 
 
 def _cached(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
@@ -132,7 +116,7 @@ def _cached(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
         kind=config.teacher.kind,
         recompute=config.trainer.recompute,
     )
-    data = teacher.samples(config, run_dir, run_dir / phase.name / "index_cache")
+    data = fit.samples(config, run_dir, run_dir / phase.name / "index_cache")
     fdl.update_callable(data, CachedDataModule)
     data.teacher_cache = str(run_dir / "teacher")
     return model, data
@@ -161,18 +145,8 @@ def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
         GateError: the teacher is not what it should be at step 0.
         CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
-    here, mix = run_dir / phase.name, teacher.mix(phase.config, run_dir)
-    mixture.announce(mix)
-    distributed.ensure_rendezvous()
-    try:
-        student = fdl.build(task(phase, run_dir))()
-        kept = best.leave(student, here)
-    finally:
-        distributed.reset_parallel_state()
-    if distributed.rank() == 0:
-        phase.student.to_json(here / "architecture.json")
-        artifacts.write_json(here / mixture.FILE, mixture.record(mix))
-    record = last_step(here / "metrics.jsonl")
+    kept = fit.carry_out(task(phase, run_dir), phase.config, run_dir, phase.name, phase.student)
+    record = last_step(run_dir / phase.name / "metrics.jsonl")
     ui.say(
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "
         f"top word the teacher's for {record['agreement']:.1%} of the last"

@@ -22,26 +22,6 @@ from bielik_nemo.stages import distill, source_stage
 from bielik_nemo.stages import teacher as gates
 
 
-def settings(config: Config) -> Config:
-    """The configuration with this stage's length, batch and rates in their places."""
-    own = config.distill_long
-    data = replace(
-        config.data,
-        seq_length=own.seq_length,
-        global_batch_size=own.global_batch_size,
-        micro_batch_size=own.micro_batch_size,
-    )
-    optim = replace(
-        config.optim,
-        schedule=own.schedule,
-        lr=own.lr,
-        min_lr=own.min_lr,
-        warmup_steps=own.warmup_steps,
-        decay_steps=own.decay_steps,
-    )
-    return replace(config, data=data, optim=optim, trainer=replace(config.trainer, max_steps=own.max_steps))
-
-
 def phase(config: Config, run_dir: Path) -> distill.Phase:
     """The phase that this stage is."""
     own = config.distill_long
@@ -55,7 +35,7 @@ def phase(config: Config, run_dir: Path) -> distill.Phase:
     )
     if own.seq_length > teacher.max_position_embeddings:
         teacher = longer(teacher)
-    config = settings(config)
+    config = config.paced_by(own)
     gate = gates.gate(config, run_dir)
     gate.expected_loss = None  # it was measured at another length
     return distill.Phase("distill_long", config, "distill", longer(student), teacher, gate)

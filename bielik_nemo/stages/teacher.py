@@ -22,7 +22,7 @@ from bielik_nemo.engine import checkpoint, distributed, model, teacher_pass, tra
 from bielik_nemo.engine.distillation import TeacherGate
 from bielik_nemo.engine.teacher_cache import Contents
 from bielik_nemo.errors import DataError
-from bielik_nemo.stages import source_stage
+from bielik_nemo.stages import fit, source_stage
 
 
 def gate(config: Config, run_dir: Path) -> run_.Config[TeacherGate]:
@@ -37,18 +37,6 @@ def gate(config: Config, run_dir: Path) -> run_.Config[TeacherGate]:
     )
 
 
-def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
-    """The data module that draws the run's training samples."""
-    held_out, tokenizer = run_dir / "data" / "held_out", run_dir / "import_hf" / "tokenizer"
-    return training.data(config, mixture.paths(mix(config, run_dir)), held_out, tokenizer, index_cache)
-
-
-def mix(config: Config, run_dir: Path) -> list[mixture.Part]:
-    """What the run draws of each source."""
-    count = config.trainer.max_steps * config.data.global_batch_size
-    return mixture.parts(config, run_dir, count, config.data.seq_length)
-
-
 def origin(config: Config, run_dir: Path) -> dict[str, Any]:
     """What this run keeps of the teacher, and what that is made of: the fields of `Contents` that a student depends on.
 
@@ -59,7 +47,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
     imported = _manifest(run_dir / "import_hf")
     tokenizer = {name: entry for name, entry in imported.outputs.items() if name.startswith("tokenizer/")}
     text = {name: entry for name, entry in data.outputs.items() if name.startswith("train/")}
-    shares = [part.share for part in mix(config, run_dir)]
+    shares = [part.share for part in fit.mix(config, run_dir)]
     sampled = config.teacher.kind == "sampled"
     return {
         "kind": config.teacher.kind,
@@ -95,12 +83,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     architecture = Architecture.from_json(source / "architecture.json")
     tp, pp, size = config.parallel.tp, config.parallel.pp, config.data.micro_batch_size
     wanted = Contents(**origin(config, run_dir))
-    mixture.announce(mix(config, run_dir))
+    mixture.announce(fit.mix(config, run_dir))
     with distributed.model_parallel(tp, pp, config.run.seed):
         megatron = model.build(model.gpt_config(architecture, tp=tp, pp=pp, dtype=config.model.dtype), architecture)
         checkpoint.load(megatron, source / "megatron")
         loss = fdl.build(gate(config, run_dir))(megatron)
-        data = fdl.build(samples(config, run_dir, here / "index_cache"))
+        data = fdl.build(fit.samples(config, run_dir, here / "index_cache"))
         data.build(config.trainer.max_steps, 1, 0, 0)
         shards = teacher_pass.to_do(here, wanted)
         tokens, start = sum(map(len, shards)) * wanted.seq_length, time.monotonic()

@@ -1,11 +1,39 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bielik_nemo.losses import vocab_parallel
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[dict[str, Tensor]]]:
+    """`launched(file, count)`: what each of so many gloo ranks, started with that file and a directory, left there.
+
+    A rank writes `<rank>.safetensors`.
+    """
+
+    def launch(file: str, count: int) -> list[dict[str, Tensor]]:
+        directory = tmp_path_factory.mktemp("ranks")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        done = subprocess.run(
+            [*torchrun, file, str(directory)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [load_file(directory / f"{rank}.safetensors") for rank in range(count)]
+
+    return launch
 
 
 @pytest.fixture

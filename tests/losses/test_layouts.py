@@ -12,8 +12,6 @@ sizes, other dtypes and chunks are in test_vocab_parallel.py, pipeline stages in
 
 import itertools
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bielik_nemo.losses import (
@@ -168,19 +166,9 @@ def on_rank(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def ranks(launched) -> list[dict[str, Tensor]]:
     """Results of each of the four ranks."""
-    directory = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    done = subprocess.run(
-        [*torchrun, __file__, str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [load_file(directory / f"{rank}.safetensors") for rank in range(4)]
+    return launched(__file__, 4)
 
 
 def check(value: float, gradient: Tensor, wanted: tuple[Tensor, Tensor]) -> None:

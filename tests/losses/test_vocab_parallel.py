@@ -6,15 +6,13 @@ real column at all. Padding holds 1e30, which would rule any softmax that saw it
 """
 
 import itertools
-import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -94,19 +92,9 @@ def on_rank(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def ranks(launched) -> list[dict[str, Tensor]]:
     """Results of each of the three ranks."""
-    directory = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    done = subprocess.run(
-        [*torchrun, __file__, str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [load_file(directory / f"{rank}.safetensors") for rank in range(3)]
+    return launched(__file__, 3)
 
 
 def check_gradient(shards: list[Tensor], one: Tensor, vocab_size: int, dtype: str) -> None:

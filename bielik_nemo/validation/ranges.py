@@ -44,6 +44,20 @@ POSITIVE = (
     "distill_long.lr",
     "distill_long.global_batch_size",
     "distill_long.micro_batch_size",
+    "chat.held_out_tokens",
+    "chat.held_out_pairs",
+    "sft.epochs",
+    "sft.seq_length",
+    "sft.global_batch_size",
+    "sft.micro_batch_size",
+    "sft.lr",
+    "dpo.epochs",
+    "dpo.seq_length",
+    "dpo.global_batch_size",
+    "dpo.micro_batch_size",
+    "dpo.lr",
+    "dpo.beta",
+    "dpo.gate_tolerance",
     "parallel.tp",
     "parallel.pp",
     "parallel.cp",
@@ -60,12 +74,16 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in ("pretrain", "distill_long") for key in ("min_lr", "warmup_steps"))
-NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", "pretrain", "distill_long"))
+PHASES = ("pretrain", "distill_long", "sft", "dpo")
+NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in PHASES for key in ("min_lr", "warmup_steps"))
+NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", *PHASES))
+NOT_NEGATIVE += ("sft.weight_decay", "sft.forward_kl", "dpo.weight_decay", "dpo.penalty", "merge.weight")
+NOT_NEGATIVE += ("merge.snapshots",)
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
+POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "dpo.beta_rejected")
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
@@ -75,7 +93,14 @@ POSITIVE_OR_NULL += tuple(
     for axis in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
     for end in ("min", "max")
 )
-FRACTIONS = ("data.held_out_fraction", "optim.beta1", "optim.beta2", "prune.search.tolerance")  # below 1
+FRACTIONS = (
+    "chat.max_bad_share",
+    "chat.held_out_fraction",
+    "data.held_out_fraction",
+    "optim.beta1",
+    "optim.beta2",
+    "prune.search.tolerance",
+)  # below 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
 SCHEDULES = ("cosine", "wsd", "constant")
 WORDS = {
@@ -86,6 +111,12 @@ WORDS = {
     "optim.schedule": SCHEDULES,
     "pretrain.schedule": SCHEDULES,
     "distill_long.schedule": SCHEDULES,
+    "chat.template": ("chatml", "tokenizer"),
+    "sft.schedule": SCHEDULES,
+    "sft.normalization": ("tokens", "weights"),
+    "dpo.schedule": SCHEDULES,
+    "dpo.loss": ("bielik", "smaug", "plain"),
+    "merge.method": ("linear", "slerp"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -101,6 +132,7 @@ def problems(config: Config) -> Iterator[str]:
         (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "zero or a positive number"),
         (POSITIVE_OR_NULL, lambda value: value is None or value > 0, "a positive number, or null"),
         (FRACTIONS, lambda value: 0 <= value < 1, "0 up to, not including, 1"),
+        (("dpo.label_smoothing",), lambda value: 0 <= value < 0.5, "0 up to, not including, 0.5"),
         (("distill.jensen_shannon_beta",), lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
         (("run.name", "run.dir"), lambda value: value.strip(), "text that is not blank"),
     ):

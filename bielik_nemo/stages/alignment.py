@@ -1,0 +1,120 @@
+"""The stages of alignment: conversations, SFT, preference pairs, what the reference says of them, DPO, merging."""
+
+from __future__ import annotations
+
+from bielik_nemo.stages.stage import TRAINING, Stage, whole
+
+PACE = ("epochs", "max_steps", "seq_length", "global_batch_size", "schedule", "lr", "min_lr", "warmup_steps")
+PACE += ("decay_steps", "weight_decay")
+"""Settings of its own that both ways of training have."""
+
+BETAS = ("optim.beta1", "optim.beta2", "optim.clip_grad")
+"""What they take of `optim`."""
+
+TRAINED = ("megatron", "architecture.json", "metrics.jsonl", "batches.json")
+"""What they leave."""
+
+ALIGNMENT = (
+    Stage(
+        "chat",
+        keys=(
+            "chat.template",
+            "chat.held_out_fraction",
+            "sft.sources.format",
+            "sft.sources.language",
+            "sft.sources.weight",
+            "run.seed",
+        ),
+        outputs=("train", "held_out", "summary.json", "skipped.jsonl"),
+        free=("sft.sources.path", "chat.max_bad_share"),
+        needs=("import_hf",),
+    ),
+    Stage(
+        "sft",
+        keys=(
+            "model.dtype",
+            *(f"sft.{name}" for name in PACE),
+            "sft.packing",
+            "sft.reference_tokens",
+            "sft.normalization",
+            "sft.forward_kl",
+            "sft.lora",
+            "distill.temperature",
+            *BETAS,
+            "trainer.precision",
+            "trainer.keep_best",
+            "run.seed",
+        ),
+        outputs=TRAINED,
+        scratch=("checkpoints", "best"),
+        free=(
+            "sft.sources.language",
+            "sft.micro_batch_size",
+            "chat.held_out_tokens",
+            "distill.gate_max_loss",
+            "parallel",
+            "cluster",
+            *TRAINING,
+            "trainer.max_hours",
+            "pipeline.stages",
+        ),
+        needs=("import_hf", "source", "model", "chat"),
+        layout=whole,
+        trains=True,
+    ),
+    Stage(
+        "preferences",
+        keys=("chat.template", "chat.held_out_fraction", "dpo.sources.language", "run.seed"),
+        outputs=("train", "held_out", "summary.json", "skipped.jsonl"),
+        free=("dpo.sources.path", "chat.max_bad_share"),
+        needs=("import_hf",),
+    ),
+    Stage(
+        "reference",
+        keys=("model.dtype", "dpo.seq_length"),
+        outputs=("log_probs.safetensors", "reference.json"),
+        free=("dpo.micro_batch_size", "parallel", "cluster", "run.seed", "pipeline.stages"),
+        needs=("import_hf", "model", "preferences"),
+        layout=whole,
+        trains=True,
+    ),
+    Stage(
+        "dpo",
+        keys=(
+            "model.dtype",
+            *(f"dpo.{name}" for name in PACE),
+            "dpo.loss",
+            "dpo.beta",
+            "dpo.beta_rejected",
+            "dpo.penalty",
+            "dpo.label_smoothing",
+            "dpo.length_normalized",
+            *BETAS,
+            "trainer.precision",
+            "trainer.keep_best",
+            "run.seed",
+        ),
+        outputs=TRAINED,
+        scratch=("checkpoints", "best"),
+        free=(
+            "dpo.micro_batch_size",
+            "dpo.gate_tolerance",
+            "chat.held_out_pairs",
+            "parallel",
+            "cluster",
+            *TRAINING,
+            "trainer.max_hours",
+            "pipeline.stages",
+        ),
+        needs=("import_hf", "model", "preferences", "reference"),
+        layout=whole,
+        trains=True,
+    ),
+    Stage(
+        "merge",
+        keys=("model.dtype", "merge.method", "merge.weight", "merge.models.weight", "merge.snapshots"),
+        outputs=("hf", "architecture.json", "merge.json"),
+        free=("merge.models.path", "parallel", "run.seed", "pipeline.stages"),
+        needs=("import_hf", "model"),
+    ),
+)

@@ -6,6 +6,9 @@ the padding. A rank walks through its sequences in micro-batches of two, adds up
 once, by the count of all ranks, as Megatron does. With context parallelism two ranks have half of every sequence each:
 of four chunks the outer and the inner ones, which is Megatron's order.
 
+Losses on preferences count pairs: 2, 0, 2, 1, 0, 0, 1 and 1 of the eight sequences, with answers of one to four tokens.
+Context parallelism would split an answer and is not for them.
+
 The reference writes each definition down with torch's softmax, on all columns and tokens at once. Vocabularies of other
 sizes, other dtypes and chunks are in test_vocab_parallel.py, pipeline stages in tests/engine.
 """
@@ -25,7 +28,10 @@ from torch import Tensor
 from bielik_nemo.losses import (
     Sampled,
     agreement,
+    answer_log_probs,
     cross_entropy,
+    dpo,
+    dpo_positive,
     forward_kl,
     jensen_shannon,
     mixture,
@@ -37,6 +43,19 @@ from bielik_nemo.losses import (
 
 S, B, WORDS, COLUMNS, MICRO_BATCH = 8, 8, 263, 384, 2
 COUNTED = torch.tensor([8, 0, 3, 5, 1, 0, 7, 2])
+_ = -1
+ANSWERS = torch.tensor(  # [b, s]: 2p and 2p + 1 are the answers of the sequence's pair p
+    [
+        [0, 0, _, 1, 2, 2, 2, 3],
+        [_, _, _, _, _, _, _, _],
+        [_, 0, 1, 1, 1, 2, 3, 3],
+        [0, 0, 0, 1, 1, 1, 1, _],
+        [_, _, _, _, _, _, _, _],
+        [_, _, _, _, _, _, _, _],
+        [0, _, _, _, _, _, 1, 1],
+        [_, 0, 0, 0, 0, 1, _, 1],
+    ]
+)
 LAYOUTS = {  # tensor, context and data parallel size
     "one rank": (1, 1, 1),
     "tp2": (2, 1, 1),
@@ -49,6 +68,9 @@ T, BETA = 2.0, 0.3
 WEIGHTS = {"forward_kl": 1.0, "reverse_kl": 0.5, "jensen_shannon": 2.0, "cross_entropy": 0.25}
 KEPT = {"forward_kl": 1.0, "cross_entropy": 0.5}
 
+PREFERENCES = {"beta": 0.5, "beta_rejected": 0.3, "label_smoothing": 0.1}
+PENALTY = 2.5
+
 Batch = dict[str, Tensor]
 
 
@@ -59,17 +81,38 @@ def whole_batch() -> Batch:
     log_p = teacher[..., :WORDS].double().log_softmax(-1)
     ids = log_p.exp().view(S * B, WORDS).multinomial(20, replacement=True, generator=random).view(S, B, 20)
     top, top_ids = (teacher[..., :WORDS].double() / T).log_softmax(-1).topk(20)
+    labels = torch.randint(WORDS, (S, B), generator=random)
+    said = dense_log_probs(student[..., :WORDS].double(), labels, ANSWERS.T).float()
+    reference = (said + 3 * torch.randn(said.shape, generator=random)).unflatten(1, (S, 2)).transpose(0, 1)
+    reference[ANSWERS.amax(1) < 2 * torch.arange(S).unsqueeze(1)] = math.nan
     student[..., WORDS:], teacher[..., WORDS:] = 1e30, 1e30
     return {
         "student": student,
         "teacher": teacher,
-        "labels": torch.randint(WORDS, (S, B), generator=random),
+        "labels": labels,
         "mask": (torch.arange(S).unsqueeze(1) < COUNTED).float(),
         "ids": ids,
         "surprisal": -log_p.gather(-1, ids).mean(-1).float(),
         "top_ids": top_ids,
         "top": top.float(),
+        "answers": ANSWERS.T,
+        "reference": reference,  # [p, b, 2]: of pair p of every sequence, as many places as tokens
     }
+
+
+def dense_log_probs(z: Tensor, labels: Tensor, answers: Tensor) -> Tensor:
+    """Summed log-probabilities `[b, 2s]` of the answers of logits `[s, b, v]`, one answer after the other."""
+    each = z.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return torch.stack([(each * (answers == number)).sum(0) for number in range(2 * S)], dim=1)
+
+
+def preferences(loss: Callable[..., tuple[Tensor, ...]], x: Batch, sharded: Batch, **options) -> tuple[Tensor, ...]:
+    """A loss on the pairs of the batch."""
+    every = torch.ones_like(x["labels"])
+    sums, tokens = answer_log_probs(x["student"], x["labels"], every, x["answers"], 2 * S, **sharded)
+    assert torch.equal(tokens, torch.stack([(x["answers"] == n).sum(0) for n in range(2 * S)], dim=1).float())
+    policy, reference = sums.unflatten(1, (S, 2)).flatten(0, 1), x["reference"].transpose(0, 1).flatten(0, 1)
+    return loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], **PREFERENCES, **options)
 
 
 LOSSES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
@@ -87,8 +130,21 @@ LOSSES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "mixture of samples": lambda x, **tp: mixture(
         x["student"], Sampled(x["ids"], x["surprisal"]), x["labels"], x["mask"], KEPT, **tp
     ),
+    "dpo": lambda x, **tp: preferences(dpo, x, tp),
+    "dpo_positive": lambda x, **tp: preferences(dpo_positive, x, tp, penalty=PENALTY, form="bielik"),
+    "dpo_positive smaug": lambda x, **tp: preferences(dpo_positive, x, tp, penalty=PENALTY, form="smaug"),
 }
-CASES = list(itertools.product(LAYOUTS, LOSSES))
+PAIRS = ("dpo", "dpo_positive", "dpo_positive smaug")
+NUMBER = {name: 7 if name in PAIRS else 26 for name in LOSSES}  # of pairs, of counted tokens
+
+
+def cases(*layouts: str) -> list[tuple[str, str]]:
+    """Every loss under each of these layouts that it is for."""
+    return [
+        (where, loss)
+        for where, loss in itertools.product(layouts, LOSSES)
+        if loss not in PAIRS or LAYOUTS[where][1] == 1
+    ]
 
 
 def dense(x: Batch) -> dict[str, Tensor]:
@@ -112,12 +168,27 @@ def dense(x: Batch) -> dict[str, Tensor]:
     return found
 
 
+def dense_preferences(x: Batch) -> dict[str, Tensor]:
+    """Each definition for every pair, `[p]`."""
+    policy = dense_log_probs(x["student"], x["labels"], x["answers"]).unflatten(1, (S, 2))
+    ratio = policy - x["reference"].transpose(0, 1)
+    chosen, rejected = ratio[~ratio.isnan().any(-1)].unbind(-1)
+    beta, beta_rejected, e = PREFERENCES.values()
+    below = torch.maximum(-chosen, torch.zeros_like(chosen))
+    found = {}
+    for name, factor in zip(PAIRS, (0, PENALTY, beta * PENALTY), strict=True):
+        sigma = 1 / (1 + (-(beta * chosen - beta_rejected * rejected - factor * below)).exp())
+        found[name] = -(1 - e) * sigma.log() - e * (1 - sigma).log()
+    return found
+
+
 @pytest.fixture(scope="module")
 def reference() -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean over counted tokens and its gradient, float64."""
+    """Mean over counted tokens, or pairs, and its gradient, float64."""
     x = {name: each.double() if each.is_floating_point() else each for name, each in whole_batch().items()}
     x["student"], x["teacher"] = x["student"][..., :WORDS].requires_grad_(), x["teacher"][..., :WORDS]
     means = {name: (each * x["mask"]).sum() / COUNTED.sum() for name, each in dense(x).items()}
+    means |= {name: each.mean() for name, each in dense_preferences(x).items()}
     gradients = {name: torch.autograd.grad(mean, x["student"], retain_graph=True)[0] for name, mean in means.items()}
     return {name: (means[name].detach(), gradients[name]) for name in means}
 
@@ -146,6 +217,8 @@ def on_rank(directory: Path) -> None:
         positions = zigzag(cp, at_cp) if cp > 1 else torch.arange(S)
         sequences = torch.arange(B).chunk(dp)[at_dp]
         for name, loss in LOSSES.items():
+            if (layout, name) not in cases(layout):
+                continue
             sums, gradient = torch.zeros(3), torch.zeros(S, B, COLUMNS)
             for part in sequences.split(MICRO_BATCH):
                 x = {key: each[positions][:, part] for key, each in whole.items()}
@@ -188,10 +261,10 @@ def collected(ranks: list[dict[str, Tensor]], layout: str, loss: str) -> tuple[T
     return sums[0], sum(rank[f"{layout}.{loss}.gradient"].double() for rank in there)
 
 
-@pytest.mark.parametrize(("layout", "loss"), CASES)
+@pytest.mark.parametrize(("layout", "loss"), cases(*LAYOUTS))
 def test_equals_the_dense_reference(layout: str, loss: str, ranks, reference):
     (total, count, _), gradient = collected(ranks, layout, loss)
-    assert count == COUNTED.sum() == 26
+    assert count == NUMBER[loss]
     check(total.item() / count.item(), gradient, reference[loss])
 
 
@@ -204,8 +277,7 @@ def test_agreement_is_that_of_one_rank(layout: str, ranks):
     assert agreed == (same * x["mask"]).sum()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("layout", ["tp2", "tp4", "tp2 dp2", "tp2 cp2"])
+@pytest.mark.parametrize(("layout", "loss"), cases("tp2", "tp4", "tp2 dp2", "tp2 cp2"))
 def test_a_gradient_scaled_by_the_number_of_ranks_would_be_seen(layout: str, loss: str, ranks, reference):
     """The fault of a sum over ranks that each of them differentiates: the gradient is tp times too large."""
     (total, count, _), gradient = collected(ranks, layout, loss)
@@ -215,8 +287,7 @@ def test_a_gradient_scaled_by_the_number_of_ranks_would_be_seen(layout: str, los
         check(value, LAYOUTS[layout][0] * gradient, reference[loss])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("layout", ["tp2 dp2", "tp2 cp2", "cp2 dp2"])
+@pytest.mark.parametrize(("layout", "loss"), cases("tp2 dp2", "tp2 cp2", "cp2 dp2"))
 def test_means_of_ranks_would_be_seen(layout: str, loss: str, ranks, reference):
     """The fault of dividing by each rank's own count, and taking the mean of what comes out."""
     own = [rank[f"{layout}.{loss}.own"] for rank in ranks]
@@ -227,7 +298,11 @@ def test_means_of_ranks_would_be_seen(layout: str, loss: str, ranks, reference):
 
 
 def test_masks_are_uneven_on_every_rank(ranks):
-    """8 + 0 + 3 + 5 and 1 + 0 + 7 + 2 for two data-parallel ranks; by position 0 1 6 7 and 2 3 4 5 for context."""
+    """8 + 0 + 3 + 5 and 1 + 0 + 7 + 2 for two data-parallel ranks; by position 0 1 6 7 and 2 3 4 5 for context.
+
+    Pairs: 2 + 0 + 2 + 1 and 0 + 0 + 1 + 1.
+    """
+    assert [ranks[i]["tp2 dp2.dpo.own"][1].item() for i in (0, 2)] == [5, 2]
     assert [ranks[i]["tp2 dp2.forward_kl.own"][1].item() for i in (0, 2)] == [16, 10]
     assert [ranks[i]["tp2 cp2.forward_kl.own"][1].item() for i in (0, 2)] == [14, 12]
 

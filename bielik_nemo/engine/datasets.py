@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,11 @@ class HeldOut:
     def losses(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
         """The same by language."""
         return self.measure(model, on_batch)[1]
+
+    def record(self, model: GPTModel) -> dict[str, Any]:
+        """What is to be written down of a model: `held_out_loss`, and by language where there are several."""
+        loss, losses = self.measure(model)
+        return {"held_out_loss": loss} | ({"held_out_loss_by_language": losses} if len(losses) > 1 else {})
 
     def measure(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> tuple[float, dict[str, float]]:
         """Mean over all tokens, and by language, from one pass.

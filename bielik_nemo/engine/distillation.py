@@ -26,7 +26,7 @@ from torch import Tensor
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.engine import checkpoint, convert, datasets
 from bielik_nemo.engine import model as models
-from bielik_nemo.engine.criterion import Criterion, SumsReduction
+from bielik_nemo.engine.criterion import HUNDREDTHS, Criterion, SumsReduction
 from bielik_nemo.engine.hidden_states import HiddenStates
 from bielik_nemo.errors import GateError
 
@@ -162,8 +162,13 @@ class DistillationModel(DistillationGPTModel):
     def training_loss_reduction(self) -> SumsReduction:
         """The reduction that NeMo calls after each micro-batch."""
         if not self._training_loss_reduction:
-            self._training_loss_reduction = SumsReduction(self._measure, self.criterion.names)
+            parts = HUNDREDTHS if self.criterion.normalization == "weights" else 1
+            self._training_loss_reduction = SumsReduction(self._measure, self.criterion.names, parts)
         return self._training_loss_reduction
+
+    def trained_tokens(self) -> float:
+        """What the newest batch counts, over all ranks; a collective of the pipeline."""
+        return self.training_loss_reduction.totals()["count"]
 
     def _measure(self, batch: dict[str, Tensor], _: Tensor) -> Tensor:
         losses = self.core_module.compute_kd_loss(skip_balancer=True, labels=batch["labels"], mask=batch["loss_mask"])

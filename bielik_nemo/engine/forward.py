@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,24 +13,20 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def run(
+def passes(
     model: GPTModel,
-    batches: list[Tensor],
-    consume: Callable[[Tensor], Any],
-    *,
-    labels: bool = False,
-    attention: dict[str, Any] | None = None,
+    batches: Iterable[Mapping[str, Any]],
+    consume: Callable[[Tensor, Mapping[str, Any]], Any],
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """Run token batches through the model, in evaluation mode.
+    """Run batches through the model, in evaluation mode.
 
     Args:
         model: this rank's part.
-        batches: token ids `[b, s]`, or `[b, s + 1]` with labels (inputs and their successors).
+        batches: `tokens` and `position_ids` `[b, s]`, with `labels` `[b, s]` where the model is to return losses, and
+            what says where attention may go (see attention.py); nothing: to all tokens before.
         consume: called on the last pipeline stage with logits `[b, s, v/tp]`, or with losses `[b, s]` (nats per token),
-            of this context-parallel rank's tokens.
-        labels: whether to ask the model for losses.
-        attention: where it may go, see text_dataset.py; None: to all tokens before.
+            of this context-parallel rank's tokens, and the batch.
         on_batch: called once a batch is through, on every rank (progress).
 
     Returns:
@@ -39,37 +35,65 @@ def run(
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.utils import get_batch_on_this_cp_rank
 
+    from bielik_nemo.engine import attention
+
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     schedule = get_forward_backward_func()
     results: list[Any] = []
-    masked = {"attention_mask": None} | (attention or {})
     for batch in batches:
-        tokens = batch.to(device)
-        inputs, targets = (tokens[:, :-1], tokens[:, 1:]) if labels else (tokens, None)
+        masked = {"attention_mask": None} | attention.of(batch)
+        named = {name: batch[name].to(device) for name in ("tokens", "position_ids", "labels") if name in batch}
 
-        def forward_step(_: Iterator, stage: GPTModel, inputs=inputs, targets=targets):
-            positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        def forward_step(_: Iterator, stage: GPTModel, batch=batch, named=named, masked=masked):
             # Under context parallelism, this rank's pieces of every sequence.
-            own = get_batch_on_this_cp_rank({"tokens": inputs, "positions": positions, "labels": targets})
-            successors = None if targets is None else own["labels"].contiguous()
-            output = stage(own["tokens"].contiguous(), own["positions"], labels=successors, **masked)
-            return output, lambda out, non_loss_data=True: consume(out)
+            own = {name: each.contiguous() for name, each in get_batch_on_this_cp_rank(dict(named)).items()}
+            output = stage(own["tokens"], own["position_ids"], labels=own.get("labels"), **masked)
+            return output, lambda out, non_loss_data=True: consume(out, batch)
 
         results += schedule(
             forward_step_func=forward_step,
             data_iterator=iter([batch]),
             model=model,
             num_microbatches=1,
-            seq_length=inputs.shape[1],
-            micro_batch_size=inputs.shape[0],
+            seq_length=named["tokens"].shape[1],
+            micro_batch_size=named["tokens"].shape[0],
             forward_only=True,
             collect_non_loss_data=True,
         )
         on_batch()
     model.train(training)
     return results
+
+
+def run(
+    model: GPTModel,
+    batches: list[Tensor],
+    consume: Callable[[Tensor], Any],
+    *,
+    labels: bool = False,
+    attention: Mapping[str, Any] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[Any]:
+    """`passes` of token batches without any more to them.
+
+    Args:
+        model: this rank's part.
+        batches: token ids `[b, s]`, or `[b, s + 1]` with labels (inputs and their successors).
+        consume: as in `passes`, without the batch.
+        labels: whether to ask the model for losses.
+        attention: of all batches, where it may go; None: to all tokens before.
+        on_batch: as in `passes`.
+    """
+
+    def whole(tokens: Tensor) -> dict[str, Any]:
+        inputs = tokens[:, :-1] if labels else tokens
+        successors = {"labels": tokens[:, 1:]} if labels else {}
+        positions = torch.arange(inputs.shape[1]).expand_as(inputs)
+        return {"tokens": inputs, "position_ids": positions, **successors, **(attention or {})}
+
+    return passes(model, map(whole, batches), lambda out, _: consume(out), on_batch)
 
 
 def from_last_stage(value: Tensor) -> Tensor:

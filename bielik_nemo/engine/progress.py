@@ -11,14 +11,13 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 
 from bielik_nemo import ui
 from bielik_nemo.artifacts import write_text
 from bielik_nemo.engine import best
-from bielik_nemo.engine.datasets import HeldOut
 
 _SPELT = {
     "loss": "loss {:.3f}",
@@ -29,6 +28,13 @@ _SPELT = {
     "lr": "lr {:.1e}",
 }
 """What of a record stands beside the progress bar, in this order."""
+
+
+class HeldOutSet(Protocol):
+    """Something that a model is measured on: text, answers, pairs."""
+
+    def record(self, model: Any) -> dict[str, Any]:
+        """What is written down of this rank's part of a model, `held_out_loss` among it; the same on every rank."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -48,10 +54,10 @@ class TrainingProgress(pl.Callback):
 
     Args:
         path: of `metrics.jsonl`; a resumed run appends, after dropping what it will do again.
-        tokens_per_step: global batch size times sequence length.
+        tokens_per_step: of text, in the mean.
         log_every: steps between two training records.
         validate_every: steps between two measurements on held-out tokens; also before the first and after the last.
-        held_out: those tokens.
+        held_out: what is measured then; its `held_out_loss` is what a best model has the lowest of.
         peak: tokens per second at the devices' full speed, of which MFU is a share; 0: not known.
         best: directory for the weights of the lowest held-out loss; empty: they are not kept.
     """
@@ -62,7 +68,7 @@ class TrainingProgress(pl.Callback):
         tokens_per_step: int,
         log_every: int,
         validate_every: int,
-        held_out: HeldOut,
+        held_out: HeldOutSet,
         peak: float = 0.0,
         best: str = "",
     ):
@@ -113,11 +119,10 @@ class TrainingProgress(pl.Callback):
         self.open.close()
 
     def _validate(self, trainer: pl.Trainer, module: Any) -> None:
-        loss, losses = self.held_out.measure(module.core_module)
-        by_language = {"held_out_loss_by_language": losses} if len(losses) > 1 else {}
-        self._record(trainer, held_out_loss=loss, **by_language)
+        measured = self.held_out.record(module.core_module)
+        self._record(trainer, **measured)
         if self.best and trainer.global_step:
-            best.keep(module.core_module, Path(self.best), trainer.global_step, loss)
+            best.keep(module.core_module, Path(self.best), trainer.global_step, measured["held_out_loss"])
         self.mark, self.marked = time.monotonic(), trainer.global_step  # not training: left out of the rate
 
     def _record(self, trainer: pl.Trainer, **values: Any) -> None:

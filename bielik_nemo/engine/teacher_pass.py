@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from bielik_nemo import artifacts
-from bielik_nemo.engine import distributed, forward, teacher_cache
+from bielik_nemo.engine import attention, distributed, forward, teacher_cache
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.teacher_cache import Contents, shard_path
-from bielik_nemo.engine.text_dataset import attention
 from bielik_nemo.errors import GateError
 from bielik_nemo.losses import draw, top_k
 
@@ -97,17 +96,16 @@ def fill(
 
     writes = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
     keep = {"sampled": _sampled, "top_k": _top_k}[contents.kind]
+    wanted = {"tokens", "position_ids", *attention.KEYS}
     for shard in shards:
         parts: list[dict[str, np.ndarray]] = []
         sums = np.empty(len(shard), dtype=np.uint32)
         for first in range(shard.start, shard.stop, micro_batch_size):
             samples = range(first, min(first + micro_batch_size, shard.stop))
             rows = [dataset[i] for i in samples]
-            tokens = [row["tokens"] for row in rows]
-            sums[first - shard.start :][: len(samples)] = [teacher_cache.crc32(each) for each in tokens]
-            apart = attention(rows) if contents.separate_documents else None
-            consume = partial(keep, samples=samples, contents=contents)
-            parts += forward.run(model, [torch.stack(tokens)], consume, attention=apart)
+            sums[first - shard.start :][: len(samples)] = [teacher_cache.crc32(row["tokens"]) for row in rows]
+            batch = default_collate([{name: row[name] for name in row if name in wanted} for row in rows])
+            parts += forward.passes(model, [batch], lambda out, _, samples=samples: keep(out, samples, contents))
             on_batch()
         if writes:
             path = shard_path(directory, shard.start)

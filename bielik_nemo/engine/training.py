@@ -6,8 +6,10 @@ Every function returns a `run.Config`, whose fields can be changed like those of
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from bielik_nemo.config import Config
 from bielik_nemo.engine import cpu
@@ -24,9 +26,10 @@ from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # 
 from nemo.collections.llm.gpt.model.base import HAVE_TE  # noqa: E402
 
 from bielik_nemo.engine import best, schedules  # noqa: E402
+from bielik_nemo.engine.conversation_data import SampleData  # noqa: E402
 from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
 from bielik_nemo.engine.guard import Guard  # noqa: E402
-from bielik_nemo.engine.progress import TrainingProgress  # noqa: E402
+from bielik_nemo.engine.progress import HeldOutSet, TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, Checkpoints, Resume  # noqa: E402
 from bielik_nemo.engine.text_dataset import TextDataset  # noqa: E402
 from bielik_nemo.errors import ConfigError  # noqa: E402
@@ -44,15 +47,20 @@ def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
 
 
 def trainer(
-    config: Config, metrics: Path, validation: run.Config[HeldOut], flops_per_token: float = 0.0
+    config: Config,
+    metrics: Path,
+    validation: run.Config[HeldOutSet],
+    flops_per_token: float = 0.0,
+    filled: float = 1.0,
 ) -> run.Config[nl.Trainer]:
     """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; callbacks watch, measure and report.
 
     Args:
         config: of the run.
         metrics: path of `metrics.jsonl`, in the stage's directory.
-        validation: held-out tokens.
+        validation: what is measured beside training.
         flops_per_token: of one training step, from which MFU is known where the GPU's peak is; 0: it is not.
+        filled: share of a batch's positions that hold text, in the mean.
 
     Raises:
         ConfigError: a sequence is to be split, and there is no Transformer Engine to do it.
@@ -107,7 +115,7 @@ def trainer(
             run.Config(
                 TrainingProgress,
                 path=str(metrics),
-                tokens_per_step=config.data.global_batch_size * config.data.seq_length,
+                tokens_per_step=round(config.data.global_batch_size * config.data.seq_length * filled),
                 log_every=config.trainer.log_every,
                 validate_every=config.trainer.validate_every,
                 held_out=validation,
@@ -154,20 +162,32 @@ def data(
     return run.Config(
         PreTrainingDataModule,
         paths={"train": train, "validation": unused, "test": unused},
-        tokenizer=run.Config(AutoTokenizer, pretrained_model_name=str(tokenizer), use_fast=True),
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.data.micro_batch_size,
-        global_batch_size=config.data.global_batch_size,
-        num_workers=0 if not torch.cuda.is_available() else 2,
-        pin_memory=torch.cuda.is_available(),
-        seed=config.run.seed,
-        split=None,
+        **_drawing(config, tokenizer),
         reset_attention_mask=config.data.separate_documents,
         eod_mask_loss=config.data.separate_documents,
         index_mapping_dir=str(cache),
         output_log=False,
         dataset_cls=TextDataset,
     )
+
+
+def samples(config: Config, dataset: run.Config[Dataset], directory: Path, tokenizer: Path) -> run.Config[SampleData]:
+    """A dataset of ready samples, which is made of a directory, through the same data module."""
+    return run.Config(SampleData, dataset=dataset, directory=str(directory), **_drawing(config, tokenizer))
+
+
+def _drawing(config: Config, tokenizer: Path) -> dict[str, Any]:
+    """How samples are drawn, of whatever dataset."""
+    return {
+        "tokenizer": run.Config(AutoTokenizer, pretrained_model_name=str(tokenizer), use_fast=True),
+        "seq_length": config.data.seq_length,
+        "micro_batch_size": config.data.micro_batch_size,
+        "global_batch_size": config.data.global_batch_size,
+        "num_workers": 0 if not torch.cuda.is_available() else 2,
+        "pin_memory": torch.cuda.is_available(),
+        "seed": config.run.seed,
+        "split": None,
+    }
 
 
 def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:

@@ -145,7 +145,7 @@ def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
         GateError: the teacher is not what it should be at step 0.
         CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
-    kept = fit.carry_out(task(phase, run_dir), phase.config, run_dir, phase.name, phase.student)
+    kept = fit.on_text(task(phase, run_dir), phase.config, run_dir, phase.name, phase.student)
     record = last_step(run_dir / phase.name / "metrics.jsonl")
     ui.say(
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "

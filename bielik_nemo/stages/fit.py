@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fiddle as fdl
 import nemo_run as run_
@@ -28,8 +29,21 @@ def mix(config: Config, run_dir: Path) -> list[mixture.Part]:
     return mixture.parts(config, run_dir, count, config.data.seq_length)
 
 
+def held_out(config: Config, run_dir: Path) -> run_.Config:
+    """The run's held-out text."""
+    return training.held_out(config, run_dir / "data" / "held_out")
+
+
 def task(
-    config: Config, run_dir: Path, stage: str, model: run_.Config, data: run_.Config, begins: Path | None, flops: float
+    config: Config,
+    run_dir: Path,
+    stage: str,
+    model: run_.Config,
+    data: run_.Config,
+    begins: Path | None,
+    flops: float,
+    measured: run_.Config | None = None,
+    filled: float = 1.0,
 ) -> run_.Partial:
     """The task as NeMo-Run knows it: `llm.train` over NeMo's model, data, trainer, logger and optimiser configs.
 
@@ -43,28 +57,38 @@ def task(
         data: NeMo's data module.
         begins: weights that it starts from; None: the model's own.
         flops: of training on one token.
+        measured: on what the model is measured beside training; None: the run's held-out text.
+        filled: share of a batch's positions that hold text.
     """
     here = run_dir / stage
-    held_out = training.held_out(config, run_dir / "data" / "held_out")
+    measured = measured or held_out(config, run_dir)
     return run_.Partial(
         train,
         model=model,
         data=data,
-        trainer=training.trainer(config, here / "metrics.jsonl", held_out, flops),
+        trainer=training.trainer(config, here / "metrics.jsonl", measured, flops, filled),
         log=training.logger(config, here),
         resume=training.resume(begins),
         optim=training.optimizer(config),
     )
 
 
-def carry_out(work: run_.Partial, config: Config, run_dir: Path, stage: str, shape: Architecture) -> Best | None:
+def carry_out(
+    work: run_.Partial, run_dir: Path, stage: str, shape: Architecture, record: dict[str, Any]
+) -> Best | None:
     """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
+
+    Args:
+        work: the task.
+        run_dir: of the run.
+        stage: in whose directory everything goes.
+        shape: of the model.
+        record: what is to be left beside it, by the file's name.
 
     Returns:
         What was taken of the best; None: the last.
     """
-    here, parts = run_dir / stage, mix(config, run_dir)
-    mixture.announce(parts)
+    here = run_dir / stage
     distributed.ensure_rendezvous()
     try:
         kept = best.leave(fdl.build(work)(), here)
@@ -72,5 +96,13 @@ def carry_out(work: run_.Partial, config: Config, run_dir: Path, stage: str, sha
         distributed.reset_parallel_state()
     if distributed.rank() == 0:
         shape.to_json(here / "architecture.json")
-        artifacts.write_json(here / mixture.FILE, mixture.record(parts))
+        for name, content in record.items():
+            artifacts.write_json(here / name, content)
     return kept
+
+
+def on_text(work: run_.Partial, config: Config, run_dir: Path, stage: str, shape: Architecture) -> Best | None:
+    """`carry_out` on the run's mix of texts, which is shown before and left in `mixture.FILE`."""
+    parts = mix(config, run_dir)
+    mixture.announce(parts)
+    return carry_out(work, run_dir, stage, shape, {mixture.FILE: mixture.record(parts)})

@@ -55,7 +55,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         GateError: the loss is not finite, or far above the recent ones.
     """
     shape = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
-    kept = fit.carry_out(build(config, run_dir), settings(config), run_dir, "pretrain", shape)
+    kept = fit.on_text(build(config, run_dir), settings(config), run_dir, "pretrain", shape)
     before, last = _first_and_last(run_dir / "pretrain" / "metrics.jsonl")
     before, after = before["held_out_loss"], kept.loss if kept else last["held_out_loss"]
     ui.say(f"  held-out loss {before:.3f} -> {after:.3f} nats per token")

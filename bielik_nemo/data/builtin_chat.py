@@ -6,7 +6,7 @@ corrected sentence, rejected the one left as it is: a few letters apart, which i
 of the chosen one and DPO-Positive does not. As conversations, the answer is the corrected sentence.
 
 `builtin:evals-english`, `builtin:evals-polish` (conversations): questions with ideal answers out of the package
-`evals`. Its licence (MIT) names sets that others own; none of those is taken here, nor one made from a published corpus,
+`evals`. Its licence (MIT) names sets that others own: none of those is here, nor one made from a published corpus,
 nor one whose answers are letters of a multiple choice.
 
 Both packages are installed for these files alone (`make venv` does it), each file known by its digest; nothing of them

@@ -19,7 +19,7 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = "cluster data distill experiment model optim parallel pretrain prune trainer".split()
+GROUPS = "cluster data distill dpo experiment model optim parallel pretrain prune sft trainer".split()
 
 TEACHER = (4096, 14336, 50)
 PAPER = {  # hidden, FFN, layers; parameters with one embedding matrix in billions (arXiv 2603.11881 table 2)
@@ -159,6 +159,23 @@ def test_published_recipe():
     assert (config.model.dtype, config.trainer.precision) == ("bfloat16", "bf16-mixed")
     tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
     assert tokens < 0.03 * 1.1e12
+
+
+def test_published_alignment():
+    """SFT and DPO-P of arXiv 2601.11579; beta and penalty of 2505.02410 and 2505.02550; adaptive rate of 2410.18565."""
+    config = compose("bielik_minitron_7b")
+    sft, dpo = config.sft, config.dpo
+    assert (sft.epochs, sft.seq_length, sft.packing, sft.global_batch_size) == (3, 32768, True, 64)
+    assert (sft.schedule, sft.lr, sft.warmup_steps, sft.weight_decay) == ("constant", 5e-6, 100, 0.05)
+    assert (dpo.epochs, dpo.seq_length, dpo.global_batch_size, dpo.schedule) == (3, 32768, 64, "constant")
+    assert (dpo.lr, dpo.warmup_steps, dpo.loss, dpo.beta, dpo.penalty) == (5e-7, 50, "bielik", 0.05, 2.5)
+    small = compose("", ["dpo=bielik_small"]).dpo
+    assert (small.lr, small.warmup_steps, small.global_batch_size, small.max_steps) == (5e-7, 50, 64, 1800)
+    assert (small.loss, small.beta, small.penalty) == ("bielik", 0.1, 2.5)
+    first = compose("", ["sft=bielik_v0_1"]).sft
+    assert (first.schedule, first.lr, first.min_lr, first.warmup_steps) == ("cosine", 7e-6, 6e-7, 50)
+    assert (first.epochs, first.global_batch_size, first.weight_decay, first.normalization) == (3, 128, 0.05, "tokens")
+    assert first.reference_tokens == first.global_batch_size * first.seq_length == 524288
 
 
 def test_built_in_shapes_are_those_of_the_checkpoints():

@@ -113,6 +113,48 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["distill_long.rotary_base=0"],
             "distill_long.rotary_base: found 0.0, allowed: a positive number, or null",
         ),
+        (
+            "tiny",
+            ["pipeline.stages=[chat,sft]", "sft.seq_length=2048"],
+            "sft.seq_length: found 2048, allowed: 1 to 1024, the model's context",
+        ),
+        (
+            "",
+            ["pipeline.stages=[chat,sft]", "sft.max_steps=100"],
+            "sft.warmup_steps: found 100, allowed: less than sft.max_steps=100",
+        ),
+        (
+            "",
+            ["pipeline.stages=[chat,sft]", "sft.micro_batch_size=3"],
+            "sft.global_batch_size: found 64, allowed: multiples of 3 = sft.micro_batch_size 3 * data-parallel",
+        ),
+        (
+            FULL,
+            ["pipeline.stages=[chat,sft]", "sft.micro_batch_size=2"],
+            "sft.micro_batch_size: found 2, allowed: 1 with sft.packing",
+        ),
+        (
+            FULL,
+            ["pipeline.stages=[chat,sft]", "parallel.cp=2"],
+            "sft.packing: found True, allowed: False with parallel.cp=2",
+        ),
+        # (2 ** 31 - 1) / 100 = 21,474,836 tokens; 1024 * 32768 = 33,554,432.
+        (
+            "",
+            ["pipeline.stages=[chat,sft]", "sft.normalization=weights", "sft.global_batch_size=1024"],
+            "sft.global_batch_size: found 1024 sequences of 32768, allowed: at most 21,474,836 tokens with",
+        ),
+        (
+            "",
+            [
+                "pipeline.stages=[chat,sft]",
+                "sft.normalization=weights",
+                "sft.forward_kl=1",
+                "sft.reference_tokens=1000",
+            ],
+            "sft.normalization: found 'weights', allowed: tokens with sft.forward_kl and sft.reference_tokens",
+        ),
+        ("", ["sft.normalization=token"], "sft.normalization: found 'token', allowed: tokens, weights; did you mean"),
         # 2 nodes * 3 devices = 6, not a multiple of tp 2 * pp 2 = 4.
         (
             "",
@@ -370,3 +412,30 @@ def test_weights_by_source_within_languages():
     config = compose("", [MIX, LANGUAGES])
     assert config.data.language_weights == {"pl": 0.7, "en": 0.3}
     assert [source.weight for source in config.data.sources] == [2.0, None, 1.0]
+
+
+@pytest.mark.parametrize(
+    "stages, override, expected",
+    [
+        (["sft"], "sft.packing=true", "sft.packing: found True, allowed: False without GPUs"),
+        (
+            ["distill"],
+            "data.separate_documents=true",
+            "data.separate_documents: found True, allowed: False without GPU",
+        ),
+        (["reference", "dpo"], "dpo.beta=0.1", "pipeline.stages: found dpo, which keeps answers apart; not possible"),
+    ],
+)
+def test_texts_are_not_kept_apart_by_a_mask_where_a_window_takes_its_place(stages, override, expected):
+    """Megatron's own attention replaces a mask by its window's; on GPUs Transformer Engine heeds both."""
+    from dataclasses import replace
+
+    from bielik_nemo.validation.shapes import shape_problems
+
+    config = compose("", [override, f"pipeline.stages=[{','.join(stages)}]"])
+    plain = source_architecture(compose(FULL, []))
+    windowed = replace(plain, sliding_window=16, model_type="mistral")
+    assert not any(expected in problem for problem in shape_problems(config, plain, stages))
+    assert any(problem.startswith(expected) for problem in shape_problems(config, windowed, stages))
+    config.cluster.gpu_memory_gib = 80.0
+    assert not any(problem.startswith(expected) for problem in shape_problems(config, windowed, stages))

@@ -7,12 +7,14 @@ tokens fill.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Packs(NamedTuple):
+@dataclass(frozen=True)
+class Packs:
     """Sequences of items: sequence i holds `items[starts[i] : starts[i + 1]]`."""
 
     items: np.ndarray  # int64 [n], each item once
@@ -23,6 +25,9 @@ class Packs(NamedTuple):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.items[self.starts[index] : self.starts[index + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
 
 def alone(count: int) -> Packs:

@@ -90,6 +90,10 @@ class TrainingProgress(pl.Callback):
         if step == 0:
             self._validate(trainer, module)
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+        """Note the rate that is used; after the step the schedule has set the next one."""
+        self.lr = optimizer.param_groups[0]["lr"]
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Record one step in `log_every` and the last; measure one in `validate_every` and the last."""
         step, last = trainer.global_step, trainer.global_step == trainer.max_steps
@@ -99,7 +103,7 @@ class TrainingProgress(pl.Callback):
             self.mark, self.marked = now, step
             loss = float(trainer.callback_metrics["reduced_train_loss"])
             measured = {"loss": loss} | getattr(module, "step_metrics", dict)()
-            measured["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+            measured["lr"] = self.lr
             measured["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))
             measured["tokens_per_second"] = round(rate, 1)
             if self.peak:

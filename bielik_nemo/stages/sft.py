@@ -70,7 +70,8 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     fixed = replace(paced, optim=replace(paced.optim, reference_tokens=None))
     work = fit.task(fixed, run_dir, "sft", model, data, begins, flops, measured, packs.filled)
     if config.sft.reference_tokens:
-        work.trainer.callbacks.append(run_.Config(AdaptiveRate, config.sft.reference_tokens))
+        # First, so that what is recorded is the rate that is used.
+        work.trainer.callbacks.insert(0, run_.Config(AdaptiveRate, config.sft.reference_tokens))
     return work
 
 

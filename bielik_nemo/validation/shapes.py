@@ -14,6 +14,8 @@ SEQUENCES = {  # and the stages that read so many tokens at a time
     "data.seq_length": {"pretrain", "score", "teacher", "distill", "evaluate"},
     "prune.calibration.seq_length": {"score"},
     "distill_long.seq_length": {"distill_long"},
+    "sft.seq_length": {"sft"},
+    "dpo.seq_length": {"reference", "dpo"},
 }
 
 
@@ -139,9 +141,23 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
         found.append(f"teacher.top_k: found {config.teacher.top_k}, allowed: 1 to {source.vocab_size}, the vocabulary")
     if "score" in stages:
         found += importance_problems(config, source.num_layers, target.num_layers)
+    if source.sliding_window and not config.cluster.gpu_memory_gib:
+        found += _windowed(config, stages)
     if not {"distill", "distill_long"}.isdisjoint(stages):
         found += hidden_problems(config, target.num_layers, source.num_layers)
     return found
+
+
+def _windowed(config: Config, stages: Sequence[str]) -> Iterator[str]:
+    """What keeps texts of a sequence apart: with a window, Megatron's own attention takes no mask besides (0.15.3)."""
+    window = "without GPUs (cluster.gpu_memory_gib=0), for a model with a sliding window"
+    if config.data.separate_documents and not {"pretrain", "teacher", "distill", "distill_long"}.isdisjoint(stages):
+        yield f"data.separate_documents: found True, allowed: False {window}"
+    if config.sft.packing and "sft" in stages:
+        yield f"sft.packing: found True, allowed: False {window}"
+    for stage in ("reference", "dpo"):
+        if stage in stages:
+            yield f"pipeline.stages: found {stage}, which keeps answers apart; not possible {window}"
 
 
 def hidden_problems(config: Config, student: int, teacher: int) -> Iterator[str]:

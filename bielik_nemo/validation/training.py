@@ -16,6 +16,8 @@ def problems(config: Config) -> Iterator[str]:
     yield from _layout(config)
     yield from _mixture(config)
     yield from _distillation(config)
+    if "sft" in config.pipeline.stages:
+        yield from _sft(config)
 
 
 def _schedules(config: Config) -> Iterator[str]:
@@ -24,6 +26,9 @@ def _schedules(config: Config) -> Iterator[str]:
         if name in config.pipeline.stages:
             phase = getattr(config, name)
             schedules[name] = (phase, f"{name}.max_steps", phase.max_steps)
+    for name in ("sft", "dpo"):  # where the epochs decide, the stage knows the steps once it has the data
+        if name in config.pipeline.stages and (steps := getattr(config, name).max_steps):
+            schedules[name] = (getattr(config, name), f"{name}.max_steps", steps)
     for name, (schedule, key, steps) in schedules.items():
         warmup, decay = schedule.warmup_steps, schedule.decay_steps
         if schedule.min_lr > schedule.lr:
@@ -38,8 +43,9 @@ def _schedules(config: Config) -> Iterator[str]:
 def _layout(config: Config) -> Iterator[str]:
     """What the devices ask for."""
     parallel, batches = config.parallel, {"data": config.data}
-    if "distill_long" in config.pipeline.stages:
-        batches["distill_long"] = config.distill_long
+    for name in ("distill_long", "sft"):  # dpo makes its sequences fit
+        if name in config.pipeline.stages:
+            batches[name] = getattr(config, name)
     world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
     if world % split:
         yield (
@@ -71,8 +77,9 @@ def _separate_documents(config: Config) -> Iterator[str]:
 def _split_sequences(config: Config) -> Iterator[str]:
     """What splitting the tokens of a sequence asks for."""
     parallel, lengths = config.parallel, {"data": config.data.seq_length}
-    if "distill_long" in config.pipeline.stages:
-        lengths["distill_long"] = config.distill_long.seq_length
+    for name in ("distill_long", "sft", "dpo"):
+        if name in config.pipeline.stages:
+            lengths[name] = getattr(config, name).seq_length
     on_cpu = "without GPUs (cluster.gpu_memory_gib=0): Megatron's own attention and norms cannot"
     if parallel.cp > 1 and not config.cluster.gpu_memory_gib:
         yield f"parallel.cp: found {parallel.cp}, allowed: 1 {on_cpu}"
@@ -147,3 +154,20 @@ def _hidden_states(config: Config) -> Iterator[str]:
         yield f"{weight} trainer.recompute=full, which runs a layer again after the teacher's output is gone"
     if config.parallel.sequence_parallel:
         yield f"{weight} parallel.sequence_parallel=True, which splits the streams"
+
+
+def _sft(config: Config) -> Iterator[str]:
+    own, gpus = config.sft, config.cluster.gpu_memory_gib
+    if own.packing and config.parallel.cp > 1:
+        yield f"sft.packing: found True, allowed: False with parallel.cp={config.parallel.cp}"
+    if own.packing and gpus and own.micro_batch_size > 1:
+        # Transformer Engine takes the conversations' lengths instead of a mask, of one sequence at a time.
+        yield f"sft.micro_batch_size: found {own.micro_batch_size}, allowed: 1 with sft.packing"
+    largest = (2**31 - 1) // 100  # Megatron counts in 32 bits, and weights in hundredths
+    if own.normalization == "weights" and own.global_batch_size * own.seq_length > largest:
+        yield (
+            f"sft.global_batch_size: found {own.global_batch_size} sequences of {own.seq_length}, allowed: at most "
+            f"{largest:,} tokens with sft.normalization=weights"
+        )
+    if own.forward_kl and own.reference_tokens and own.normalization == "weights":
+        yield "sft.normalization: found 'weights', allowed: tokens with sft.forward_kl and sft.reference_tokens"

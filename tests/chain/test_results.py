@@ -69,7 +69,7 @@ def test_the_curve_counts_tokens_and_follows_the_schedule(curve):
     """Four sequences of 128 tokens a step. One step of warm-up, then a cosine from 2e-3 to 2e-4 over the five left."""
     steps = [record for record in curve if "loss" in record]
     assert [record["tokens"] for record in steps] == [512 * step for step in range(1, 7)]
-    expected = [2e-4 + 0.5 * (1 + math.cos(math.pi * done / 5)) * 1.8e-3 for done in range(6)]
+    expected = [1e-3] + [2e-4 + 0.5 * (1 + math.cos(math.pi * done / 5)) * 1.8e-3 for done in range(5)]
     assert [record["lr"] for record in steps] == pytest.approx(expected)
     assert all(record["kl"] == record["loss"] and 0 < record["agreement"] < 1 for record in steps)
     seconds = [record["seconds"] for record in curve]

@@ -9,14 +9,14 @@ from bielik_nemo.data.packing import alone, pack
 
 
 def rooms(packs, lengths: np.ndarray, capacity: int) -> list[int]:
-    return [capacity - int(lengths[packs[i]].sum()) for i in range(len(packs))]
+    return [capacity - int(lengths[items].sum()) for items in packs]
 
 
 def test_the_fullest_sequence_that_has_room_is_taken():
     """Capacity 10, longest first: 7 | 6 | 3 into the 7 (room 3, not 4) | 2 into the 6 | 2 into the 6: full, both."""
     lengths = np.array([2, 6, 3, 7, 2])
     packs = pack(lengths, 10)
-    assert sorted(sorted(lengths[packs[i]].tolist()) for i in range(len(packs))) == [[2, 2, 6], [3, 7]]
+    assert sorted(sorted(lengths[items].tolist()) for items in packs) == [[2, 2, 6], [3, 7]]
 
 
 def test_every_item_is_there_once_and_no_sequence_is_over_full():
@@ -44,7 +44,7 @@ def test_the_seed_decides_the_order_and_nothing_else_does():
 
 def test_items_alone():
     packs = alone(3)
-    assert [packs[i].tolist() for i in range(len(packs))] == [[0], [1], [2]]
+    assert [items.tolist() for items in packs] == [[0], [1], [2]]
 
 
 def test_nothing_makes_no_sequences():

@@ -58,7 +58,31 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], 
         lengths = [draw.randint(20, 300) for _ in range(40)]
         documents = [[*(draw.randrange(256) for _ in range(n)), tokenizer.eos_token_id] for n in lengths]
         datasets.write(base / name, documents, vocab_size=263)
+    for name in ("train", "held_out"):
+        _conversations(base / "chat" / name, draw)
+    sources = [{"name": name, "language": name[:2]} for name in ("pl.jsonl", "en.jsonl")]
+    (base / "chat" / "summary.json").write_text(json.dumps({"sources": sources}))
     return base
+
+
+def _conversations(directory: Path, draw: random.Random) -> None:
+    """Twelve of random tokens, of 20, 7 and 4 predictions, so that four sequences of 32 have one position left each.
+
+    The second half of each is trained; of one source at 1 or 0.5, of the other at 0.7.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from bielik_nemo.engine import labelled
+
+    directory.mkdir(parents=True)
+    lengths = [[20, 7, 4, 7, 20, 4, 4], [7, 20, 20, 4, 7]]
+    for name, each in zip(("000", "001"), lengths, strict=True):
+        with labelled.writer(directory / name, 263) as add:
+            for n in each:
+                add([draw.randrange(256) for _ in range(n + 1)], [place > n // 2 for place in range(n + 1)])
+    weights = {"000": np.array([100, 50, 50, 100, 100, 50, 100], np.uint8), "001": np.full(5, 70, np.uint8)}
+    save_file(weights, directory / "weights.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -104,31 +128,37 @@ def single(inputs: Path, out: Path) -> Results:
     return _here(
         inputs,
         out,
-        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,pretrain",
+        "single:convert,sft,unpacked",
     )
 
 
 @pytest.fixture(scope="session")
 def tp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes that share every layer; their runs `stopped` and `resumed` were stopped and killed before."""
-    _processes(inputs, out, 2, "tp2:stopped,killed")
+    # A
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
-    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain"
+    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain,sft"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved"
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved,sft"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def dp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes with a copy of the model each."""
-    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain"))
+    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain,sft"))
+
+
+@pytest.fixture(scope="session")
+def pp4(inputs: Path, out: Path, single: Results) -> Results:
+    """Four processes with a layer each, two of them neither first nor last."""
+    return Results(out / "pp4", _processes(inputs, out, 4, "pp4:packed"))
 
 
 @pytest.fixture(scope="session")

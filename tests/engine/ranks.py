@@ -14,10 +14,17 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
-LAYOUTS = {"single": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}  # tensor and pipeline parallel size
+LAYOUTS = {
+    "single": (1, 1),
+    "tp2": (2, 1),
+    "pp2": (1, 2),
+    "dp2": (1, 1),
+    "pp4": (1, 4),
+}  # tensor and pipeline parallel size
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
 BLEND = {"train": "17", "other": "7"}  # training set -> samples of STEPS * BATCH
 HELD_OUT = 10 * SEQ_LENGTH  # tokens
@@ -411,6 +418,51 @@ class Layout:
         finally:
             distributed.reset_parallel_state()
         self.record("distill pretrain", "done")
+
+    def tuned(self, name: str, kind: str, begins: str = "", steps: int = STEPS, **settings: object) -> None:
+        """The stage sft in a run directory of its own; settings are `sft`'s."""
+        from bielik_nemo import artifacts
+        from bielik_nemo.engine import distributed
+        from bielik_nemo.stages import sft
+
+        here, config = self.out / name, self.config()
+        config.pipeline.stages = ["import_hf", "prune", "chat", "sft"]
+        ready = here / "ready"
+        if distributed.rank() == 0:
+            (here / "sft").mkdir(parents=True)
+            (here / "chat").symlink_to(self.inputs / "chat")
+            for stage, model in (("import_hf", kind), ("prune", begins or kind)):
+                (here / stage).mkdir()
+                (here / stage / "megatron").symlink_to(self.megatron(model))
+                artifacts.write_json(here / stage / "architecture.json", asdict(self.architecture(model)))
+            (here / "import_hf" / "tokenizer").symlink_to(self.inputs / "tokenizer")
+            ready.touch()
+        while not ready.exists():
+            time.sleep(0.05)
+        own = {"seq_length": SEQ_LENGTH, "global_batch_size": BATCH, "micro_batch_size": 2, "max_steps": steps}
+        own |= {"warmup_steps": 2 if steps > 2 else 0, "lr": 1e-3, "weight_decay": 0.1}
+        config.sft = replace(config.sft, **own | settings)
+        config.chat.held_out_tokens, config.distill.gate_max_loss = 60, 20.0
+        _meet()
+        found = sft.run(config, here)
+        self.record(f"sft {name}", {key: value for key, value in found.items() if key != "tokens_per_second"})
+
+    def packed(self) -> None:
+        """All conversations in four full sequences are the first batch: every token's weight counts."""
+        self.tuned("packed", "llama", normalization="weights")
+
+    def sft(self) -> None:
+        """That, and beside a teacher with another rate for each batch, from a model that was cut."""
+        self.packed()
+        taught = {"forward_kl": 0.5, "normalization": "tokens", "reference_tokens": 10}
+        self.tuned("taught", "llama", "llama_student", steps=2, **taught)
+
+    def unpacked(self) -> None:
+        """The same conversations with a sequence each; and again with as many tokens to divide by as are trained."""
+        alone = {"packing": False, "global_batch_size": 12, "steps": 1}
+        self.tuned("unpacked", "llama", normalization="weights", **alone)
+        self.tuned("by tokens", "llama", steps=1)
+        self.tuned("adapted", "llama", steps=2, normalization="weights", reference_tokens=10)
 
     def train(self) -> None:
         """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""

@@ -137,6 +137,8 @@ def test_the_loss_is_the_mean_over_tokens_of_all_languages(tmp_path, monkeypatch
     held = datasets.HeldOut(str(tmp_path), 2, 12, 5)
     assert held.measure("model") == (2.5, {"en": 2.0, "pl": 4.0})
     assert measured == [("model", 5, 3), ("model", 5, 1)]  # one pass over each
+    by_language = {"held_out_loss_by_language": {"en": 2.0, "pl": 4.0}}
+    assert held.record("model") == {"held_out_loss": 2.5} | by_language
     assert held.loss("model") == 2.5 and held.losses("model") == {"en": 2.0, "pl": 4.0}
 
 

@@ -30,6 +30,8 @@ SOURCE_FILES = {
     "prune": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
     "score": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
     "search": (),
+    "chat": ("**/*.jsonl",),
+    "preferences": ("**/*.jsonl",),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -69,6 +71,10 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return {"model.source": config.model.source}
     if stage.name == "data":
         return {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
+    if stage.name == "chat":
+        return {f"sft.sources[{i}]": source.path for i, source in enumerate(config.sft.sources)}
+    if stage.name == "preferences":
+        return {f"dpo.sources[{i}]": source.path for i, source in enumerate(config.dpo.sources)}
     if stage.name == "score":
         blend, scores = config.prune.calibration.sources, config.prune.importance.scores
         texts = {f"prune.calibration.sources[{i}].{source.text_key}": source.path for i, source in enumerate(blend)}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bielik_nemo.errors import DataError
 
@@ -45,18 +46,7 @@ def read_documents(path: str | Path, text_key: str = "text") -> Iterator[Documen
     if str(path) == PACKAGE_DOCS:
         yield from _package_docs()
         return
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or directory; allowed: {_allowed()}")
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS and file.is_file())
-        if not files:
-            raise DataError(f"{path}: no text files in this directory; allowed: {_allowed()}")
-    elif path.suffix in _READERS:
-        files = [path]
-    else:
-        raise DataError(f"{path}: unknown kind of text file {path.suffix!r}; allowed: {_allowed()}")
-    for file in files:
+    for file in files_of(Path(path), tuple(_READERS), f", or {PACKAGE_DOCS}"):
         empty = True
         for index, text in _READERS[file.suffix](file, text_key):
             if text.strip():
@@ -64,6 +54,30 @@ def read_documents(path: str | Path, text_key: str = "text") -> Iterator[Documen
                 yield Document(text, str(file), index)
         if empty:
             raise DataError(f"{file}: holds no text")
+
+
+def files_of(path: Path, suffixes: tuple[str, ...], besides: str = "") -> list[Path]:
+    """The file that `path` is, or those of a directory on all levels, sorted by path.
+
+    Args:
+        path: of a file or a directory.
+        suffixes: of the files that are meant.
+        besides: what else is allowed, for the error's last words.
+
+    Raises:
+        DataError: there is none.
+    """
+    allowed = f"a {', '.join(suffixes)} file{' or' if not besides else ','} a directory of them{besides}"
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory; allowed: {allowed}")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+        if not files:
+            raise DataError(f"{path}: no text files in this directory; allowed: {allowed}")
+        return files
+    if path.suffix not in suffixes:
+        raise DataError(f"{path}: unknown kind of text file {path.suffix!r}; allowed: {allowed}")
+    return [path]
 
 
 def is_held_out(document: Document, fraction: float, seed: int) -> bool:
@@ -89,23 +103,47 @@ def _read_txt(file: Path, text_key: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_jsonl(file: Path, text_key: str) -> Iterator[tuple[int, str]]:
+    for index, offset, raw in raw_lines(file):
+        where = f"{file}:{index + 1}"
+        record = json_object(raw, file, index + 1, offset)
+        if text_key not in record:
+            raise DataError(f"{where}: no key {text_key!r}; found {sorted(record)}")
+        yield index, _checked(record[text_key], text_key, where)
+
+
+def raw_lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file that are not blank: index from 0, offset in bytes, bytes."""
     offset = 0
     with file.open("rb") as lines:
         for index, raw in enumerate(lines):
-            where = f"{file}:{index + 1}"
-            line = _decode(raw, file, index + 1, offset)
+            if raw.strip():
+                yield index, offset, raw
             offset += len(raw)
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}; expected an object") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-            if text_key not in record:
-                raise DataError(f"{where}: no key {text_key!r}; found {sorted(record)}")
-            yield index, _checked(record[text_key], text_key, where)
+
+
+def json_object(raw: bytes, file: Path, line: int, offset: int) -> dict[str, Any]:
+    """The object on one line of a JSONL file.
+
+    Args:
+        raw: the line.
+        file: it stands in.
+        line: its number, from 1.
+        offset: of its first byte.
+
+    Raises:
+        DataError: not UTF-8, not JSON, or not an object; begins with `<file>:<line>: `, and does not quote the line.
+    """
+    where = f"{file}:{line}"
+    text = _decode(raw, file, line, offset)
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}; expected an object") from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a thousand brackets
+        raise DataError(f"{where}: not JSON that can be read: too long a number, or nested too deeply") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
 
 
 def _read_parquet(file: Path, text_key: str) -> Iterator[tuple[int, str]]:
@@ -171,7 +209,3 @@ def _checked(text: object, text_key: str, where: str) -> str:
             f"{where}: {text_key!r} is not valid Unicode: lone surrogate at character {error.start}"
         ) from None
     return text
-
-
-def _allowed() -> str:
-    return f"a {', '.join(_READERS)} file, a directory of them, or {PACKAGE_DOCS}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bielik_nemo.errors import DataError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from bielik_nemo.data.text import Document
 
+T = TypeVar("T")
 BATCH_CHARACTERS = 2**21
 """Text that is tokenised at a time: enough for many threads, some 200 MB while it lasts."""
 
@@ -38,20 +39,21 @@ def encode_all(
     fast.no_truncation()
     fast.no_padding()
     fast.encode_special_tokens = tokenizer.split_special_tokens
-    for batch in _batches(documents):
+    for batch in batches(documents, lambda document: len(document.text), BATCH_CHARACTERS):
         texts = [document.text for document in batch]
         for document, found in zip(batch, fast.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             yield document, [*found.ids, tokenizer.eos_token_id]
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
+def batches(items: Iterable[T], size_of: Callable[[T], int], size: int) -> Iterator[list[T]]:
+    """Items in order, in lists of `size` or a little more."""
+    batch, filled = [], 0
+    for item in items:
+        batch.append(item)
+        filled += size_of(item)
+        if filled >= size:
             yield batch
-            batch, size = [], 0
+            batch, filled = [], 0
     if batch:
         yield batch
 

@@ -27,6 +27,7 @@ ALIGNMENT = (
         ),
         outputs=("train", "held_out", "summary.json", "skipped.jsonl"),
         free=("sft.sources.path", "chat.max_bad_share"),
+        resumed=("skipped.jsonl",),
         needs=("import_hf",),
     ),
     Stage(
@@ -67,6 +68,7 @@ ALIGNMENT = (
         keys=("chat.template", "chat.held_out_fraction", "dpo.sources.language", "run.seed"),
         outputs=("train", "held_out", "summary.json", "skipped.jsonl"),
         free=("dpo.sources.path", "chat.max_bad_share"),
+        resumed=("skipped.jsonl",),
         needs=("import_hf",),
     ),
     Stage(

@@ -27,7 +27,7 @@ class Stage:
         uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.
-        resumed: what an interrupted attempt keeps besides, and goes on from.
+        resumed: what an interrupted attempt keeps besides, to go on from or to be read by a person.
         layout: tensor and pipeline parallel size it runs under.
         trains: whether it uses all data-parallel ranks and goes on from what is in `RESUMED` when it was interrupted.
         version: raised when its code changes the result for the same settings.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from bielik_nemo.config import Config, view
+from bielik_nemo.config_align import ChatSource, PreferenceSource
 from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
@@ -102,6 +103,7 @@ FRACTIONS = (
     "prune.search.tolerance",
 )  # below 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
+CHAT_FORMATS = ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")
 SCHEDULES = ("cosine", "wsd", "constant")
 WORDS = {
     "model.dtype": ("float32", "bfloat16"),
@@ -151,6 +153,9 @@ def problems(config: Config) -> Iterator[str]:
     for key, source in text_sources(config):
         paths[f"{key}.path"] = source.path
         yield from _text_source(key, source)
+    for key, source in chat_sources(config):
+        paths[f"{key}.path"] = source.path
+        yield from _chat_source(key, source)
     for key, path in paths.items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
@@ -160,11 +165,42 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
     for name in ("path", "text_key"):
         if not (text := getattr(source, name)).strip():
             yield f"{key}.{name}: found {text!r}, allowed: text that is not blank"
-    if source.language and not LANGUAGE.fullmatch(source.language):
-        yield f"{key}.language: found {source.language!r}, allowed: a word such as pl or en-GB, or none"
+    yield from _language(key, source.language)
     if source.weight is not None and not 0 < source.weight < math.inf:
         null = "" if isinstance(source, BlendSource) else ", or null"
         yield f"{key}.weight: found {source.weight}, allowed: a positive number{null}"
+
+
+def _chat_source(key: str, source: ChatSource | PreferenceSource) -> Iterator[str]:
+    if not source.path.strip():
+        yield f"{key}.path: found {source.path!r}, allowed: text that is not blank"
+    yield from _language(key, source.language)
+    if isinstance(source, ChatSource):
+        if source.format not in CHAT_FORMATS:
+            allowed = f"{', '.join(CHAT_FORMATS)}{nearest(source.format, CHAT_FORMATS)}"
+            yield f"{key}.format: found {source.format!r}, allowed: {allowed}"
+        if hundredths(source.weight) is None:
+            yield f"{key}.weight: found {source.weight}, allowed: hundredths from 0.01 to 1"
+
+
+def _language(key: str, language: str) -> Iterator[str]:
+    if language and not LANGUAGE.fullmatch(language):
+        yield f"{key}.language: found {language!r}, allowed: a word such as pl or en-GB, or none"
+
+
+def hundredths(weight: object) -> int | None:
+    """A weight as 1 to 100 hundredths; None where it is not one."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
+        return None
+    nearest_one = round(100 * weight)
+    return nearest_one if nearest_one and abs(100 * weight - nearest_one) < 1e-6 else None
+
+
+def chat_sources(config: Config) -> Iterator[tuple[str, ChatSource | PreferenceSource]]:
+    """Every source of conversations or preferences and its key, `sft.sources[0]` and so on."""
+    for key, sources in (("sft", config.sft.sources), ("dpo", config.dpo.sources)):
+        for index, source in enumerate(sources):
+            yield f"{key}.sources[{index}]", source
 
 
 def text_sources(config: Config) -> Iterator[tuple[str, TextSource]]:

@@ -20,15 +20,16 @@ from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
 from bielik_nemo.data import blend
 from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
+from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.prune import latency, search
 from bielik_nemo.validation import problems
-from bielik_nemo.validation.ranges import text_sources
+from bielik_nemo.validation.ranges import chat_sources, text_sources
 from bielik_nemo.validation.shapes import shape_problems, source_architecture
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
-TEXTS = f"a {', '.join(TEXT_SUFFIXES)} file, a directory of them, or {PACKAGE_DOCS}"
+CHAT_SUFFIXES = (".jsonl",)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -62,7 +63,7 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local = warnings if elsewhere else errors
         local += absent
         if "import_hf" in wanted and Path(config.model.source).is_dir():
-            errors += _checkpoint(config, tokenizer_needed="data" in wanted)
+            errors += _checkpoint(config, tokenizer_needed=not {"data", "chat", "preferences"}.isdisjoint(wanted))
         local += _absent_texts(config, wanted)
         errors += _texts(config, wanted)
         if "score" in wanted:
@@ -192,12 +193,30 @@ def _tokenizer(directory: Path, vocab_size: int, needed: bool) -> Iterator[str]:
         yield f"model.source: {path}: found token id {largest}, allowed: below the model's vocab_size={vocab_size}"
 
 
-def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Key and path of every text that these stages read."""
-    reader = {"data": "data", "prune": "score"}
-    for key, source in text_sources(config):
-        if reader[key.partition(".")[0]] in wanted:
-            yield f"{key}.path", source.path
+@dataclass(frozen=True)
+class _Text:
+    """A source that a stage reads, and what it may be."""
+
+    key: str
+    path: str
+    suffixes: tuple[str, ...]
+    builtin: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        kinds = ", ".join(self.suffixes)
+        return f"a {kinds} file, a directory of them, or {' or '.join(self.builtin)}"
+
+
+def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[_Text]:
+    """Every source of text or conversations that these stages read."""
+    reader = {"data": "data", "prune": "score", "sft": "chat", "dpo": "preferences"}
+    builtin = {"chat": CONVERSATIONS, "preferences": PAIRS}
+    for key, source in (*text_sources(config), *chat_sources(config)):
+        stage = reader[key.partition(".")[0]]
+        if stage in wanted:
+            suffixes = CHAT_SUFFIXES if stage in builtin else TEXT_SUFFIXES
+            yield _Text(f"{key}.path", source.path, suffixes, builtin.get(stage, (PACKAGE_DOCS,)))
 
 
 def _blend(config: Config) -> Iterator[str]:
@@ -213,9 +232,9 @@ def _blend(config: Config) -> Iterator[str]:
 
 
 def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
-    for key, path in _needed_texts(config, wanted):
-        if path != PACKAGE_DOCS and not Path(path).exists():
-            yield f"{key}: no such file or directory: {path!r}; allowed: {TEXTS}"
+    for text in _needed_texts(config, wanted):
+        if text.path not in text.builtin and not Path(text.path).exists():
+            yield f"{text.key}: no such file or directory: {text.path!r}; allowed: {text.allowed}"
 
 
 def _absent_scores(config: Config) -> Iterator[str]:
@@ -227,16 +246,20 @@ def _absent_scores(config: Config) -> Iterator[str]:
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     if "data" in wanted and not config.data.sources:
         yield f"data.sources: found none, allowed: a list of paths, such as 'data.sources=[{{path:{PACKAGE_DOCS}}}]'"
-    for key, name in _needed_texts(config, wanted):
-        path = Path(name)
-        if name == PACKAGE_DOCS or not path.exists():
+    for stage, key, found in (("chat", "sft", config.sft.sources), ("preferences", "dpo", config.dpo.sources)):
+        if stage in wanted and not found:
+            such = f"'{key}.sources=[{{path:{CORRECTIONS}}}]'"
+            yield f"{key}.sources: found none, allowed: a list of paths, such as {such}"
+    for text in _needed_texts(config, wanted):
+        path = Path(text.path)
+        if text.path in text.builtin or not path.exists():
             continue
         files = path.rglob("*") if path.is_dir() else [path]
-        first = next((file for file in files if file.suffix in TEXT_SUFFIXES and file.is_file()), None)
+        first = next((file for file in files if file.suffix in text.suffixes and file.is_file()), None)
         if first is None:
-            yield f"{key}: found no text in {name!r}, allowed: {TEXTS}"
+            yield f"{text.key}: found no text in {text.path!r}, allowed: {text.allowed}"
         elif not os.access(first, os.R_OK):
-            yield f"{key}: found {str(first)!r}, which this user may not read"
+            yield f"{text.key}: found {str(first)!r}, which this user may not read"
 
 
 def _existing(path: Path) -> Path:

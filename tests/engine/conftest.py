@@ -128,14 +128,15 @@ def single(inputs: Path, out: Path) -> Results:
     return _here(
         inputs,
         out,
-        "single:convert,sft,unpacked",
+        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
+        "pretrain,sft,unpacked",
     )
 
 
 @pytest.fixture(scope="session")
 def tp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes that share every layer; their runs `stopped` and `resumed` were stopped and killed before."""
-    # A
+    _processes(inputs, out, 2, "tp2:stopped,killed")
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
     work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain,sft"

@@ -6,7 +6,7 @@ NaN and infinity, which Python writes but JSON lacks, count as null.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ def numbers_of(
         if not is_number(value):
             raise DataError(f"{where}: {prefix}{key}: found {value!r:.80}, allowed: a number")
     return {key: value for key, value in found.items() if keep_null or value is not None}
+
+
+def by_model(path: Path, content: dict[str, Any], key: str, roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The numbers that `content[key]` has of each of these models: `{"source": {"pl": 2.5}}`; empty tables left out."""
+    tables = content.get(key) or {}
+    if not isinstance(tables, dict):
+        raise DataError(f"{path}: {key}: found {tables!r:.80}, allowed: an object of {', '.join(roles)}")
+    found = {role: tables[role] for role in roles if tables.get(role)}
+    numbers = {role: numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
+    return {role: each for role, each in numbers.items() if each}
 
 
 def needed(path: Path, table: dict[str, Any], keys: Iterable[str], prefix: str = "") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,6 +10,8 @@ from bielik_nemo.report import words
 
 # What stands in a table's column: class of its cells.
 _CELLS = {"text": "", "number": ' class="num"', "bar": ' class="barcell"'}
+
+_SPELT = {"sft": "SFT", "dpo": "DPO"}
 
 
 def section(title: str, note: str, body: str) -> str:
@@ -56,7 +58,14 @@ def bar(share: float, role: str = "") -> str:
 def model(role: str) -> str:
     """The name of a model after a dot of its colour."""
     dot = f'<span class="dot {role}" aria-hidden="true"></span>'
-    return f'<span class="model">{dot}{role.capitalize()}</span>'
+    return f'<span class="model">{dot}{_SPELT.get(role, role.capitalize())}</span>'
+
+
+def by_model(heading: str, losses: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of losses, a column for each model and a row for each name that one has; empty without any."""
+    names = dict.fromkeys(name for each in losses.values() for name in each)
+    rows = [[escape(n), *(f"{each[n]:.3f}" if n in each else "" for each in losses.values())] for n in names]
+    return table([heading, *map(model, losses)], ["number"] * len(losses), rows) if rows else ""
 
 
 def value(thing: Any) -> str:

@@ -14,17 +14,16 @@ from typing import Any
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import ConfigError, DataError
-from bielik_nemo.report.files import is_number, needed, numbers_of, parse, read
+from bielik_nemo.report import alignment
+from bielik_nemo.report.curves import curve
+from bielik_nemo.report.files import by_model, is_number, needed, numbers_of, read
+from bielik_nemo.report.words import COMPRESSED, ROLES
 
-# The three models that a run compares, in the order in which they came to be.
-ROLES = ("source", "pruned", "distilled")
 # The order in which stages are told; any other follows by name.
 _STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long")
-_STAGES += ("sft", "dpo", "grpo", "export", "evaluate")
+_STAGES += ("chat", "sft", "preferences", "reference", "dpo", "merge", "grpo", "export", "evaluate")
 # The stages that draw samples from the training text.
 TRAINED = ("pretrain", "distill", "distill_long")
-_CURVE = ("step", "loss", "kl", "held_out_loss", "agreement", "lr", "grad_norm", "tokens")
-_CURVE += ("tokens_per_second", "mfu", "seconds")
 
 
 def collect(run_dir: str | Path) -> dict[str, Any]:
@@ -36,9 +35,9 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     search              candidates, how distillation ranked them, and what fell out: search/candidates.json
     layers              {importance: [one per layer], method: how it was measured, dropped: [0-based]}
     compensation        {attention, ffn: [{layer: 0-based, before, after}]}: relative squared errors of the refits
-    held_out_loss       {source, pruned, distilled}, nats per token, over held_out_tokens tokens
-    held_out_loss_by_language  {source, pruned, distilled: {language: nats per token}}, where there are several
-    perplexity          {source, pruned, distilled}
+    held_out_loss       {model (one of ROLES): nats per token}, over held_out_tokens tokens
+    held_out_loss_by_language  {model: {language: nats per token}}, where there are several
+    perplexity          {model: perplexity}
     gap_closed          see `gap_closed`
     blend               {stage: [{name, language, share, samples, tokens, epochs} of each source]} that trains
     pretraining         {training: [rows], validation: [rows]} of the source's continued pre-training
@@ -46,7 +45,8 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     curve               {training: [rows], validation: [rows]} of distillation, one row per logged step
     teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
     distilled_step      the step whose weights are the result
-    samples             [{prompt, source, pruned, distilled}]
+    conversations ...   what alignment.py lists
+    samples             [{prompt, and its continuation by model}]
     parity              {max_abs_logit_diff, tolerance, tokens} of the exported checkpoint
     seconds             {stage: wall time}
     packages            {name: version; several, comma-separated, when the stages saw different ones}
@@ -68,16 +68,17 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "layers": _layers(run_dir / "score" / "importance.json", run_dir / "prune" / "pruned.json"),
         "compensation": _compensation(run_dir / "prune" / "pruned.json"),
         "held_out_loss": held_out_loss,
-        "held_out_loss_by_language": _by_language(evaluation, content),
+        "held_out_loss_by_language": by_model(evaluation, content, "held_out_loss_by_language", ROLES),
         "perplexity": numbers_of(evaluation, content.get("perplexity"), ROLES, "perplexity."),
         "held_out_tokens": numbers_of(evaluation, content, ["tokens"]).get("tokens"),
         "gap_closed": gap_closed(held_out_loss),
         "blend": _blends(run_dir),
-        "pretraining": _curve(run_dir / "pretrain" / "metrics.jsonl"),
-        "curve_long": _curve(run_dir / "distill_long" / "metrics.jsonl"),
-        "curve": _curve(run_dir / "distill" / "metrics.jsonl"),
+        "pretraining": curve(run_dir / "pretrain" / "metrics.jsonl"),
+        "curve_long": curve(run_dir / "distill_long" / "metrics.jsonl"),
+        "curve": curve(run_dir / "distill" / "metrics.jsonl"),
         "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
         "distilled_step": numbers_of(distilled, read(distilled).get("metrics"), ["step"]).get("step"),
+        **alignment.collect(run_dir, evaluation, content),
         "samples": _samples(evaluation, content.get("samples")),
         "parity": numbers_of(parity, read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
         **_manifests(run_dir),
@@ -91,7 +92,7 @@ def gap_closed(loss: dict[str, float]) -> float | None:
     Not clipped: negative says that distillation did harm, more than 1 that the student beats its teacher.
     None when a value is missing, or when pruning cost nothing and there is no gap.
     """
-    if not loss.keys() >= set(ROLES) or loss["pruned"] <= loss["source"]:
+    if not loss.keys() >= set(COMPRESSED) or loss["pruned"] <= loss["source"]:
         return None
     return (loss["pruned"] - loss["distilled"]) / (loss["pruned"] - loss["source"])
 
@@ -161,28 +162,6 @@ def _blends(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _curve(path: Path) -> dict[str, list]:
-    """Training and validation rows by rising step. A resumed run repeats steps: the later line counts."""
-    curve: dict[str, dict] = {"training": {}, "validation": {}}
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse(path, line, number)
-        except DataError:
-            if number == len(lines):  # no newline ends it: the run was killed while it wrote
-                break
-            raise
-        row = numbers_of(f"{path}: line {number}", row, _CURVE, keep_null=True)
-        if row.get("step") is None:
-            raise DataError(f"{path}: line {number}: step: found nothing, allowed: a number")
-        for kind, key in (("training", "loss"), ("validation", "held_out_loss")):
-            if key in row:
-                curve[kind][row["step"]] = row
-    return {kind: [rows[step] for step in sorted(rows)] for kind, rows in curve.items() if rows}
-
-
 def _search(path: Path) -> dict[str, Any]:
     """The file's content, whose numbers are numbers and whose lists are lists."""
     found = read(path)
@@ -209,15 +188,6 @@ def _search(path: Path) -> dict[str, Any]:
             for key in ("zero_shot_loss_by_language", "distilled_loss_by_language"):
                 numbers_of(path, row.get(key), row.get(key) or (), f"{where}{key}.")
     return found
-
-
-def _by_language(path: Path, content: dict[str, Any], key: str = "held_out_loss_by_language") -> dict[str, dict]:
-    roles = content.get(key) or {}
-    if not isinstance(roles, dict):
-        raise DataError(f"{path}: {key}: found {roles!r:.80}, allowed: an object of {', '.join(ROLES)}")
-    found = {role: roles[role] for role in ROLES if roles.get(role)}
-    losses = {role: numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
-    return {role: each for role, each in losses.items() if each}
 
 
 def _samples(path: Path, samples: Any) -> list[dict[str, str]]:

@@ -9,8 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from bielik_nemo.report import markup, plots, search, words
-from bielik_nemo.report.numbers import ROLES
+from bielik_nemo.report import alignment, markup, plots, search, words
 from bielik_nemo.report.style import stylesheet
 
 # Nothing may be loaded or run, whatever a sample says: escaping is the first lock, this is the second.
@@ -21,10 +20,12 @@ def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
     sections = (
         _quality,
+        alignment.answers,
         _pretraining,
         _distillation,
         _longer,
         _texts,
+        alignment.training,
         _search,
         _architecture,
         _layers,
@@ -104,27 +105,15 @@ def _quality(numbers: dict[str, Any]) -> str:
             markup.bar(losses[role] / longest, role),
             words.perplexity(perplexities[role]) if role in perplexities else "",
         ]
-        for role in ROLES
+        for role in words.ROLES
         if role in losses
     ]
+    by_language = numbers.get("held_out_loss_by_language", {})
     tokens = f" over {numbers['held_out_tokens']:,} tokens" if "held_out_tokens" in numbers else ""
     note = f"Mean cross-entropy{tokens} of text that no stage learned from. Less is better."
     heads = ["Model", "Loss<br>nats per token", "", "Perplexity"]
-    body = markup.table(heads, ["number", "bar", "number"], rows) + _languages(numbers)
+    body = markup.table(heads, ["number", "bar", "number"], rows) + markup.by_model("Language", by_language)
     return markup.section("Held-out loss", note, body)
-
-
-def _languages(numbers: dict[str, Any]) -> str:
-    """Held-out loss of every model in every language."""
-    losses = numbers.get("held_out_loss_by_language", {})
-    if not losses:
-        return ""
-    languages = dict.fromkeys(language for each in losses.values() for language in each)
-    rows = [
-        [escape(language), *(f"{each[language]:.3f}" if language in each else "" for each in losses.values())]
-        for language in languages
-    ]
-    return markup.table(["Language", *map(markup.model, losses)], ["number"] * len(losses), rows)
 
 
 def _pretraining(numbers: dict[str, Any]) -> str:
@@ -139,13 +128,11 @@ def _longer(numbers: dict[str, Any]) -> str:
 
 def _phase(heading: str, note: str, curves: dict[str, list], loss: str) -> str:
     """Loss and held-out loss of a phase that is not the first distillation."""
-    panels = []
-    for kind, key, title in (("training", "loss", loss), ("validation", "held_out_loss", f"{loss}, held-out text")):
-        rows = [row for row in curves.get(kind, []) if key in row]
-        if rows:
-            svg = plots.curve(f"{title}, nats per token, by step", rows, key)
-            panels.append(f"<figure><figcaption><b>{title}</b> nats per token</figcaption>{svg}</figure>")
-    return markup.section(heading, note, f'<div class="panels">{"".join(panels)}</div>') if panels else ""
+    panels = plots.panels(
+        (loss, "nats per token", curves.get("training", []), {"loss": ""}, {}),
+        (f"{loss}, held-out text", "nats per token", curves.get("validation", []), {"held_out_loss": ""}, {}),
+    )
+    return markup.section(heading, note, panels) if panels else ""
 
 
 def _distillation(numbers: dict[str, Any]) -> str:
@@ -153,19 +140,14 @@ def _distillation(numbers: dict[str, Any]) -> str:
     losses = numbers.get("held_out_loss", {})
     levels = {role: losses[role] for role in ("pruned", "source") if role in losses}
     nats = "nats per token"
-    panels = []
-    for title, unit, rows, key, options in (
-        (_KL if _only_kl(training) else "Loss, of weighted parts", nats, training, "loss", {}),
-        ("Held-out loss", nats, validation, "held_out_loss", {"levels": levels}),
-        ("Agreement", "with the teacher on the likeliest token", training, "agreement", {"minor": True}),
-        ("Tokens per second", "", training, "tokens_per_second", {"minor": True}),
-        ("Learning rate", "", training, "lr", {"minor": True}),
-        ("Gradient norm", "", training, "grad_norm", {"minor": True}),
-    ):
-        rows = [row for row in rows if key in row]
-        if rows:
-            svg = plots.curve(", ".join(filter(None, (title, unit, "by step"))), rows, key, **options)
-            panels.append(f"<figure><figcaption><b>{title}</b> {unit}</figcaption>{svg}</figure>")
+    panels = plots.panels(
+        (_KL if _only_kl(training) else "Loss, of weighted parts", nats, training, {"loss": ""}, {}),
+        ("Held-out loss", nats, validation, {"held_out_loss": ""}, {"levels": levels}),
+        ("Agreement", "with the teacher on the likeliest token", training, {"agreement": ""}, {"minor": True}),
+        ("Tokens per second", "", training, {"tokens_per_second": ""}, {"minor": True}),
+        ("Learning rate", "", training, {"lr": ""}, {"minor": True}),
+        ("Gradient norm", "", training, {"grad_norm": ""}, {"minor": True}),
+    )
     if not panels:
         return ""
     last = (training or validation)[-1]
@@ -177,8 +159,7 @@ def _distillation(numbers: dict[str, Any]) -> str:
     facts += [f"{words.percent(median(used))} of the GPUs' peak (median)"] if used else []
     result = numbers.get("distilled_step", last["step"])
     facts += [f"the result is the student of step {result:,}"] if result != last["step"] else []
-    body = f'<div class="panels">{"".join(panels)}</div>'
-    return markup.section("Distillation", ", ".join(facts) + ".", body)
+    return markup.section("Distillation", ", ".join(facts) + ".", panels)
 
 
 def _texts(numbers: dict[str, Any]) -> str:
@@ -278,7 +259,9 @@ def _samples(numbers: dict[str, Any]) -> str:
 
     blocks = []
     for sample in numbers.get("samples", []):
-        answers = "".join(f"<div>{text(markup.model(role), sample[role])}</div>\n" for role in ROLES if role in sample)
+        answers = "".join(
+            f"<div>{text(markup.model(role), sample[role])}</div>\n" for role in words.ROLES if role in sample
+        )
         prompt = f'<div class="prompt">{text("Prompt", sample.get("prompt", ""))}</div>'
         blocks.append(f'<div class="sample">\n{prompt}\n<div class="answers">\n{answers}</div></div>')
     return markup.section("How they continue a text", "", "\n".join(blocks)) if blocks else ""

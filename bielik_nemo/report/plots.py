@@ -26,6 +26,8 @@ _DASHES = {"source": (5, 3), "pruned": (1.5, 2)}
 _PARTS = {"attention": ("attention", "source"), "ffn": ("FFN", "distilled")}
 _STEPS = (1, 2, 2.5, 5, 10)
 _MANY_POINTS = 40
+# Colours of the lines of one plot, in turn.
+_LINES = ("distilled", "pruned", "source", "sft", "dpo", "merged")
 
 
 def layer_bars(importance: Sequence[float | None], dropped: Sequence[int]) -> str:
@@ -48,29 +50,46 @@ def layer_bars(importance: Sequence[float | None], dropped: Sequence[int]) -> st
     return _svg(f"Importance of each of {len(importance)} layers; dropped: {listed}", _WIDE, paint)
 
 
+def panels(*wanted: tuple[str, str, Sequence[Mapping[str, Any]], Mapping[str, str], dict[str, Any]]) -> str:
+    """Curves side by side: (title, unit, rows, keys, options of `curve`), those left out that have no row."""
+    drawn = []
+    for title, unit, rows, keys, options in wanted:
+        rows = [row for row in rows if any(key in row for key in keys)]
+        if rows:
+            svg = curve(", ".join(filter(None, (title, unit, "by step"))), rows, keys, **options)
+            drawn.append(f"<figure><figcaption><b>{title}</b> {unit}</figcaption>{svg}</figure>")
+    return f'<div class="panels">{"".join(drawn)}</div>' if drawn else ""
+
+
 def curve(
     title: str,
     rows: Sequence[Mapping[str, Any]],
-    key: str,
+    keys: Mapping[str, str],
     levels: Mapping[str, float] | None = None,
     minor: bool = False,
+    zero: bool = False,
 ) -> str:
-    """One column of the metrics against the step, where a null leaves a gap in the line.
+    """Columns of the metrics against the step, where a null leaves a gap in a line.
 
-    `levels` are horizontal lines {role: height}; a `minor` curve is low and without colour.
+    `keys` are columns and what their lines are called, which one alone need not be; `levels` are horizontal lines
+    {role: height}; a `minor` curve is low and without colour; `zero` marks the height 0.
     """
     steps = [row["step"] for row in rows]
-    values = [_number(row.get(key)) for row in rows]
 
     def paint(axes: Axes) -> None:
         marker = "o" if len(rows) <= _MANY_POINTS else None
         style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
-        axes.plot(steps, values, color=_COLOUR["muted" if minor else "distilled"], label="distilled", **style)
+        for number, (key, label) in enumerate(keys.items()):
+            colour = _COLOUR["muted" if minor else _LINES[number % len(_LINES)]]
+            values = [_number(row.get(key)) for row in rows]
+            axes.plot(steps, values, color=colour, label=label or "distilled", **style)
         for role, height in (levels or {}).items():
             _level(axes, role, height)
-        if levels:
+        if zero:
+            axes.axhline(0, color=_COLOUR["muted"], linewidth=0.8)
+        if levels or len(keys) > 1:
             _legend(axes)
-        else:
+        elif not any(_number(row.get(key)) < 0 for row in rows for key in keys):
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step", loc="right")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if 0 < value < 0.01 else f"{value:g}")
@@ -93,7 +112,7 @@ def ranks(points: Sequence[tuple[str, float, float]], source: float | None = Non
         places = spread([(height - low) / (high - low) for height in up], min(_LINE, 1 / len(up)))
         leader = {"arrowstyle": "-", "color": _COLOUR["muted"], "linewidth": 0.4, "relpos": (0, 0.5)}
         for rank, (name, x, y, place) in enumerate(zip(names, across, up, places, strict=True), start=1):
-            at = {"xytext": (1.02, place), "textcoords": "axes fraction", "va": "center", "parse_math": False}
+            at = {"xytext": (1.02, place), "textcoords": "axes fraction", "va": "center"}
             axes.annotate(f"{rank}. {name}", (x, y), **at, color=_COLOUR["ink"], arrowprops=leader)
         axes.scatter(across, up, s=22, color=_COLOUR["distilled"], label="candidates", zorder=3)
         if len(every) > len(up):
@@ -152,6 +171,7 @@ def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
         matplotlib.rcdefaults()
         muted, line = _COLOUR["muted"], _COLOUR["line"]
         matplotlib.rcParams.update({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 7.5})
+        matplotlib.rcParams["text.parse_math"] = False  # a name may have a dollar sign
         matplotlib.rcParams.update({f"{axis}tick.labelcolor": muted for axis in "xy"})
         matplotlib.rcParams.update({"axes.labelcolor": muted, "axes.edgecolor": line, "hatch.linewidth": 1.2})
         figure = Figure(figsize=size, layout="constrained")

@@ -14,6 +14,9 @@ PALETTE = {
     "source": ("#3566c9", "#7fa6ff"),
     "pruned": ("#b5530c", "#f2a25c"),
     "distilled": ("#0f7d62", "#4fcba6"),
+    "sft": ("#7a3fb4", "#c39bff"),
+    "dpo": ("#b0236c", "#ff8fc4"),
+    "merged": ("#7d6200", "#dcc04a"),
 }
 
 _RULES = """
@@ -60,6 +63,9 @@ tr.same > * { color: var(--muted); font-weight: 400 }
 .source { background: var(--source) }
 .pruned { background: var(--pruned) }
 .distilled { background: var(--distilled) }
+.sft { background: var(--sft) }
+.dpo { background: var(--dpo) }
+.merged { background: var(--merged) }
 
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: 1.5rem 2.2rem; align-items: end }

@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bielik_nemo.report import words
-from bielik_nemo.report.numbers import ROLES
+from bielik_nemo.report import alignment, words
 from bielik_nemo.report.search import candidates
 
 
@@ -19,6 +18,8 @@ def table(numbers: dict[str, Any]) -> Group:
     parts = [Text("\n".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
     if words.sentences(numbers):
         parts.append(_models(numbers))
+    if answers := alignment.table(numbers):
+        parts.append(answers)
     if "search" in numbers:
         parts.append(candidates(numbers["search"]))
     if "seconds" in numbers:
@@ -36,8 +37,8 @@ def _models(numbers: dict[str, Any]) -> Table:
     sizes = ["parameters", "embeddings\nonce"][: 1 + both]
     for heading in (*sizes, "held-out loss\nnats/token", "perplexity", "gap closed"):
         models.add_column(heading, justify="right")
-    for role in ROLES:
-        if role not in losses and (role == "distilled" or not words.size(numbers, role)):
+    for role in words.ROLES:
+        if role not in losses and (role not in ("source", "pruned") or not words.size(numbers, role)):
             continue
         sizes = [words.size(numbers, role, once) for once in (False, True)[: 1 + both]]
         models.add_row(

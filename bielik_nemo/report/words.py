@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bielik_nemo.report.numbers import ROLES
+COMPRESSED = ("source", "pruned", "distilled")
+"""The models between which a gap opens and is closed."""
+ROLES = (*COMPRESSED, "sft", "dpo", "merged")
+"""The models that a run compares, in the order in which they came to be."""
 
 WITHIN, OUTSIDE = "within tolerance", "OUTSIDE TOLERANCE"
 
@@ -52,9 +55,10 @@ def perplexity(value: float) -> str:
 
 
 def size(numbers: dict[str, Any], role: str, once: bool = False) -> int | None:
-    """Number of parameters of the source, or of the pruned and distilled models (the target), if known."""
-    key = "source" if role == "source" else "target"
-    return numbers.get("parameters", {}).get(f"{key}_once" if once else key)
+    """Number of parameters of the source, or of a later model (the target, where it was cut), if known."""
+    sizes = numbers.get("parameters", {})
+    key = "target" if role in COMPRESSED[1:] or (role != "source" and "target" in sizes) else "source"
+    return sizes.get(f"{key}_once" if once else key)
 
 
 def counts_differ(numbers: dict[str, Any]) -> bool:
@@ -74,6 +78,14 @@ def sentences(numbers: dict[str, Any], arrow: str = "->") -> list[str]:
         found.append(f"held-out loss (nats per token) {chain}")
     if "gap_closed" in numbers:
         found.append(f"{percent(numbers['gap_closed'])} of the gap closed")
+    answers = numbers.get("answer_loss", {})
+    if answers:
+        chain = f" {arrow} ".join(f"{loss:.3f} {role}" for role, loss in answers.items())
+        found.append(f"held-out answers (nats per trained token) {chain}")
+    likelier = {role: each["likelier"] for role, each in numbers.get("preference", {}).items() if "likelier" in each}
+    if likelier:
+        chain = f" {arrow} ".join(f"{percent(share)} {role}" for role, share in likelier.items())
+        found.append(f"held-out pairs whose chosen answer is the likelier {chain}")
     return found
 
 

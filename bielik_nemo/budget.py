@@ -40,6 +40,7 @@ class Budget:
     tokens: int  # of distillation
     pretrained: int  # of continued pre-training
     longer: int  # of the second phase of distillation
+    tuned: int  # of SFT, positions of its sequences; 0: they depend on its conversations
     candidates: int  # that a search distils
     flops: float
     ranking: float  # what these take of the FLOPs, 0..1
@@ -50,17 +51,22 @@ class Budget:
 
 def estimate(config: Config, source: Architecture) -> Budget:
     """Budget of a run. Raises `ConfigError` when the target does not fit the source."""
-    target = target_architecture(config, source)
     stages, length = config.pipeline.stages, config.data.seq_length
-    pretrains, distils = "pretrain" in stages, "distill" in stages or "pretrain" not in stages
+    target = target_architecture(config, source) if "prune" in stages else source
+    pretrains = "pretrain" in stages
+    distils = "distill" in stages or {"pretrain", "sft", "dpo"}.isdisjoint(stages)
     tokens = distils * config.trainer.max_steps * config.data.global_batch_size * length
     pretrained = pretrains * config.pretrain.max_steps * config.data.global_batch_size * length
-    second = _second_phase(config)
+    second = _phase(config, "distill_long")
     longer = second.trainer.max_steps * second.data.global_batch_size * second.data.seq_length if second else 0
+    tuned = (config.sft.max_steps or 0) * config.sft.global_batch_size * config.sft.seq_length * ("sft" in stages)
+    teacher = source if config.sft.forward_kl else None
     ranking = search_flops(config, source, target)
     flops = tokens * flops_per_token(source, target, length) + ranking
     flops += pretrained * flops_per_token(None, source, length)
     flops += longer * flops_per_token(source, target, config.distill_long.seq_length)
+    flops += tuned * flops_per_token(teacher, target, config.sft.seq_length)
+    aligned = [(_phase(config, "sft"), teacher), (_phase(config, "dpo"), None)]
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
@@ -68,27 +74,29 @@ def estimate(config: Config, source: Architecture) -> Budget:
         tokens=tokens,
         pretrained=pretrained,
         longer=longer,
+        tuned=tuned,
         candidates=distilled_candidates(config),
         flops=flops,
-        ranking=ranking / flops,
+        ranking=ranking / flops if flops else 0.0,
         gpu_hours=flops / (peak * ASSUMED_MFU) / 3600 if peak else None,
         memory=max(
             [memory_per_device(config, target, source)] * distils
             + [memory_per_device(config, source)] * pretrains
-            + ([memory_per_device(second, target, source)] if second else []),
+            + ([memory_per_device(second, target, source)] if second else [])
+            + [memory_per_device(phase, target, beside) for phase, beside in aligned if phase],
             key=lambda parts: sum(parts.values()),
         ),
         disk=disk_per_stage(config, source, target),
     )
 
 
-def _second_phase(config: Config) -> Config | None:
-    """The configuration of `distill_long`, which has no cached teacher; None where it is not run."""
+def _phase(config: Config, stage: str) -> Config | None:
+    """The configuration of a stage with a pace of its own, which has no cached teacher; None where it is not run."""
     stages = config.pipeline.stages
-    if "distill_long" not in stages:
+    if stage not in stages:
         return None
     pipeline = replace(config.pipeline, stages=[name for name in stages if name != "teacher"])
-    return replace(config.paced_by(config.distill_long), pipeline=pipeline)
+    return replace(config.paced_by(getattr(config, stage)), pipeline=pipeline)
 
 
 def flops_per_token(teacher: Architecture | None, student: Architecture, seq_length: int) -> float:
@@ -157,6 +165,9 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "prune": target.num_parameters() * weights,
         "distill": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "distill_long": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
+        "sft": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
+        "dpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
+        "merge": target.num_parameters() * weights,
         "export": target.num_parameters() * weights,
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}
@@ -185,9 +196,15 @@ def table(config: Config, budget: Budget) -> str:
         ("pretrain", budget.pretrained, config.pretrain.max_steps, data),
         ("training", budget.tokens, config.trainer.max_steps, data),
         ("longer", budget.longer, config.distill_long.max_steps, config.distill_long),
+        ("sft", budget.tuned, config.sft.max_steps, config.sft),
     ):
-        size = f"{steps:,} steps * {batch.global_batch_size:,} sequences * {batch.seq_length:,}"
-        rows += [(name, f"{tokens:,}", f"tokens = {size}")] if tokens else []
+        if tokens:
+            size = f"{steps:,} steps * {batch.global_batch_size:,} sequences * {batch.seq_length:,}"
+            rows.append((name, f"{tokens:,}", f"tokens = {size}"))
+    for name in ("sft", "dpo"):
+        own = getattr(config, name)
+        if name in config.pipeline.stages and not own.max_steps:
+            rows.append((name, f"{own.epochs:g}", "epochs: its tokens are counted once they are there, not here"))
     ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:

@@ -52,6 +52,7 @@ class SFT:
     packing: bool = True  # many conversations in a sequence, none of which sees another
     global_batch_size: int = 64  # sequences
     micro_batch_size: int = 1
+    recompute: str = "full"  # as trainer.recompute: with sequences of 32768 little fits beside what backward needs
     schedule: str = "constant"
     lr: float = 5e-6
     min_lr: float = 0.0
@@ -82,6 +83,7 @@ class DPO:
     seq_length: int = 32768  # that holds one pair at least; a pair that is longer has its prompt and answers cut
     global_batch_size: int = 64  # pairs
     micro_batch_size: int = 1  # sequences, each of as many pairs as fit
+    recompute: str = "full"
     schedule: str = "constant"
     lr: float = 5e-7
     min_lr: float = 0.0

@@ -64,7 +64,7 @@ def test_continued_pretraining(config: Config):
 def test_a_second_phase_of_distillation(config: Config):
     """2 steps * 3 * 20 = 120 tokens of 20 at a time: forward, source 3984 + 2 * 640 = 5264, target 2416 + 2 * 320 =
     3056; per token 3 * 3056 + 5264 = 14,432. The teacher runs beside the student, though before the first phase."""
-    config.pipeline.stages = ["distill", "distill_long"]
+    config.pipeline.stages = ["prune", "distill", "distill_long"]
     config.distill_long = DistillLong(20, max_steps=2, global_batch_size=3, micro_batch_size=3)
     found = estimate(config)
     assert (found.tokens, found.longer, found.flops) == (120, 120, 1_539_840 + 120 * 14_432)
@@ -163,7 +163,7 @@ def test_disk_counts_the_configured_stages(config: Config):
     and the weights."""
     assert estimate(config).disk == {"import_hf": 11_168, "prune": 8032, "distill": 3 * 24_096 + 8032, "export": 8032}
     config.pipeline.stages = ["import_hf", "export"]
-    assert estimate(config).disk == {"import_hf": 11_168, "export": 8032}
+    assert estimate(config).disk == {"import_hf": 11_168, "export": 11_168}  # nothing is cut
 
 
 def test_full_size():
@@ -247,3 +247,26 @@ def test_bytes_that_a_teacher_leaves_for_a_token(n: int, measured: float, config
     assert budget.teacher_bytes_per_token(config, source) == pytest.approx(measured, rel=0.01)
     more = budget.teacher_bytes_per_token(config, replace(source, vocab_size=2**16 + 1)) - measured
     assert more == pytest.approx((measured - n / 8 - 2) / 2, rel=0.05)
+
+
+def test_alignment_counts(config: Config):
+    """5 steps * 4 * 10 = 200 positions of the source, which nothing cuts, at 3 * 4624 = 13,872: 2,774,400; as many for
+    a teacher's 4624 are 924,800. Memory is continued pre-training's, with a teacher 3240 * 4 and half the logits more.
+    Epochs have no tokens yet."""
+    config.pipeline.stages = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export"]
+    for own in (config.sft, config.dpo):
+        own.seq_length, own.global_batch_size, own.micro_batch_size, own.recompute = 10, 4, 2, "none"
+    config.sft.max_steps = 5
+    found = estimate(config)
+    assert (found.tokens, found.tuned, found.flops) == (0, 200, 2_774_400)
+    assert sum(found.memory.values()) == 3240 * 16 + 20_480 + 16_640
+    assert found.disk["sft"] == found.disk["dpo"] == 2792 * 40
+    text = budget.table(config, found)
+    assert "200 tokens = 5 steps * 4 sequences * 10" in text
+    assert "dpo                     3 epochs: its tokens are counted once they are there, not here" in text
+    config.sft.forward_kl = 0.5
+    taught = estimate(config)
+    assert taught.flops - found.flops == 924_800
+    assert sum(taught.memory.values()) - sum(found.memory.values()) == 3240 * 4 + 10_240
+    config.sft.max_steps = None
+    assert estimate(config).flops == 0

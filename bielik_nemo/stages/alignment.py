@@ -51,6 +51,7 @@ ALIGNMENT = (
         free=(
             "sft.sources.language",
             "sft.micro_batch_size",
+            "sft.recompute",
             "chat.held_out_tokens",
             "distill.gate_max_loss",
             "parallel",
@@ -100,6 +101,7 @@ ALIGNMENT = (
         scratch=("checkpoints", "best"),
         free=(
             "dpo.micro_batch_size",
+            "dpo.recompute",
             "dpo.gate_tolerance",
             "chat.held_out_pairs",
             "parallel",

@@ -104,12 +104,15 @@ FRACTIONS = (
 )  # below 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
 CHAT_FORMATS = ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")
+RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
 WORDS = {
     "model.dtype": ("float32", "bfloat16"),
     "teacher.kind": ("sampled", "top_k"),
     "trainer.precision": ("32", "bf16-mixed"),
-    "trainer.recompute": ("none", "selective", "full"),
+    "trainer.recompute": RECOMPUTE,
+    "sft.recompute": RECOMPUTE,
+    "dpo.recompute": RECOMPUTE,
     "optim.schedule": SCHEDULES,
     "pretrain.schedule": SCHEDULES,
     "distill_long.schedule": SCHEDULES,

@@ -96,9 +96,8 @@ def main() -> None:
             settings = [*common, f"sft.seq_length={length}", f"sft.packing={str(packing).lower()}"]
             turn(compose(args.model, settings), args.run_dir, measured[name])
     print(f"{args.model}: {counts['conversations']:,} conversations of {mean:.0f} tokens, sequences of {length}\n")
-    print(
-        "| sequences | filled | tokens/s | ratio | tokens per CPU second | ratio |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| sequences | filled | tokens/s | ratio | tokens per CPU second | ratio |")
+    print(f"|{' --- |' * 6}")
     alone = [measured["one conversation in a sequence"].rate(clock, 4 * length) for clock in (0, 1)]
     for name, each in measured.items():
         wall, cpu = (each.rate(clock, 4 * length) for clock in (0, 1))

@@ -70,7 +70,7 @@ def test_a_second_phase_of_distillation(config: Config):
     assert (found.tokens, found.longer, found.flops) == (120, 120, 1_539_840 + 120 * 14_432)
     # 60 rows in place of 20: of the logits and of the activations three times as much.
     assert (found.memory["logits"], found.memory["activations"]) == (3 * 30_720, 3 * 6_400)
-    config.pipeline.stages = ["teacher", "distill", "distill_long"]
+    config.pipeline.stages = ["prune", "teacher", "distill", "distill_long"]
     assert estimate(config).memory == found.memory
     assert "120 tokens = 2 steps * 3 sequences * 20" in budget.table(config, found)
 

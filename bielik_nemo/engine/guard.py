@@ -38,10 +38,12 @@ class Guard(pl.Callback):
         directory: of the stage; takes the batch that a loss is no good for, as `bad_batch.json`.
         global_batch_size: samples per step.
         max_spike: times the median of the last `WINDOW` losses that is too much; None: nothing is.
+        floor: a median below it counts as this.
     """
 
-    def __init__(self, directory: str, global_batch_size: int, max_spike: float | None):
+    def __init__(self, directory: str, global_batch_size: int, max_spike: float | None, floor: float = 0.0):
         self.directory, self.global_batch_size, self.max_spike = Path(directory), global_batch_size, max_spike
+        self.floor = floor
         self.recent: deque[float] = deque(maxlen=WINDOW)
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,9 +87,12 @@ class Guard(pl.Callback):
             return f"the loss is {loss}"
         if not math.isfinite(norm):
             return f"the gradient norm is {norm}"
-        usual = median(self.recent) if len(self.recent) >= FEWEST else math.inf
+        usual = max(median(self.recent), self.floor) if len(self.recent) >= FEWEST else math.inf
         if self.max_spike is not None and loss > self.max_spike * usual:
-            times = f"{loss / usual:.1f} times the median of the {len(self.recent)} steps before"
+            median_of = f"the median of the {len(self.recent)} steps before"
+            times = (
+                f"{loss / usual:.1f} times {median_of if usual > self.floor else f'{usual:.4f}, more than {median_of}'}"
+            )
             return f"the loss is {loss:.4f}, {times} (allowed: trainer.max_loss_spike={self.max_spike:g})"
         return ""
 

@@ -44,7 +44,7 @@ class Results:
 def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], Path]) -> Path:
     """Every random checkpoint, a tokenizer that pads with its end-of-text token, and datasets of random tokens."""
     from bielik_nemo.data import tiny
-    from bielik_nemo.engine import datasets
+    from bielik_nemo.engine import datasets, labelled
 
     base = tmp_path_factory.mktemp("inputs")
     for kind in random_hf.kinds:
@@ -62,6 +62,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], 
         _conversations(base / "chat" / name, draw)
     sources = [{"name": name, "language": name[:2]} for name in ("pl.jsonl", "en.jsonl")]
     (base / "chat" / "summary.json").write_text(json.dumps({"sources": sources}))
+    for name, count in (("train", 40), ("held_out", 6)):
+        (base / "preferences" / name).mkdir(parents=True)
+        with labelled.writer(base / "preferences" / name / "00000", 263) as add:
+            for _ in range(count):
+                prompt = [draw.randrange(256) for _ in range(draw.randint(1, 5))]
+                for _ in ("chosen", "rejected"):
+                    answer = [draw.randrange(256) for _ in range(draw.randint(1, 12))]
+                    add(prompt + answer, [False] * len(prompt) + [True] * len(answer))
     return base
 
 
@@ -129,7 +137,7 @@ def single(inputs: Path, out: Path) -> Results:
         inputs,
         out,
         "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
-        "pretrain,sft,unpacked",
+        "pretrain,sft,unpacked,refer,prefer,online,refused",
     )
 
 
@@ -139,21 +147,24 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
     _processes(inputs, out, 2, "tp2:stopped,killed")
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
-    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain,sft"
+    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain,sft,refer,prefer,refused"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved,sft"
+    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved,sft,"
+    work += "refer,prefer,refused"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def dp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes with a copy of the model each."""
-    return Results(out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain,sft"))
+    return Results(
+        out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain,sft,refer,prefer")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,14 @@ MIXTURE = {"forward_kl": 1.0, "reverse_kl": 0.5, "jensen_shannon": 2.0, "cross_e
 HIDDEN_WEIGHT, HIDDEN_LAYERS = 0.5, [[0, 1], [1, 2]]  # a pair on each of two pipeline stages
 MIXED = {"uneven": True, "weights": MIXTURE, "hidden_layers": HIDDEN_LAYERS}
 KEPT = {"forward_kl": 1.0, "cross_entropy": 0.5}  # a loss for which samples of the teacher are enough
+PREFERENCE = {  # a bielik loss, whose penalty is at work for some pairs
+    "loss": "bielik",
+    "beta": 0.1,
+    "beta_rejected": None,
+    "penalty": 2.5,
+    "label_smoothing": 0.0,
+    "length_normalized": False,
+}
 PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
 NEW_TOKENS = 40
 
@@ -463,6 +471,148 @@ class Layout:
         self.tuned("unpacked", "llama", normalization="weights", **alone)
         self.tuned("by tokens", "llama", steps=1)
         self.tuned("adapted", "llama", steps=2, normalization="weights", reference_tokens=10)
+
+    def preference(self):
+        """The loss of the runs on preferences."""
+        import nemo_run as run
+
+        from bielik_nemo.engine.preference import Preference
+
+        return run.Config(Preference, vocab_size=self.architecture("llama").vocab_size, **PREFERENCE)
+
+    def refer(self) -> None:
+        """What a model says of all pairs that is not quite the one which learns; one process makes it."""
+        import fiddle as fdl
+        import torch
+        from safetensors.numpy import save_file
+
+        from bielik_nemo.engine import checkpoint, distributed, reference_pass
+        from bielik_nemo.engine.preference_data import Pairs
+
+        a, found = self.architecture("llama"), {}
+        with self.layout():
+            model = self.model(a, self.megatron("llama" if self.name == "single" else "reference"))
+            if self.name == "single":
+                random = torch.Generator().manual_seed(0)
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter += 0.02 * torch.randn(parameter.shape, generator=random)
+                checkpoint.save(model, self.megatron("reference"))
+            for part in ("train", "held_out"):
+                pairs = Pairs(self.inputs / "preferences" / part, SEQ_LENGTH)
+                work = reference_pass.batches(pairs, 2)
+                found[f"{part}/00000"] = reference_pass.measure(model, fdl.build(self.preference()), pairs, work)
+            if distributed.rank() == 0:
+                save_file(found, self.out / "log_probs.safetensors")
+        self.record("refer", "done")
+
+    def prefer(self) -> None:
+        self.optimise("prefer")
+
+    def online(self) -> None:
+        """Beside a live reference, and in sequences of their own for some pairs."""
+        self.optimise("online", live=True)
+
+    def refused(self) -> None:
+        """References of another model: no step is made."""
+        from bielik_nemo.errors import GateError
+
+        try:
+            self.optimise("refused", gate=0.02)
+        except GateError as error:
+            self.record("refused", str(error))
+
+    def optimise(self, name: str, live: bool = False, gate: float = 0.0) -> None:
+        """Preference optimisation of `llama`, measured on the first pairs of those that it learns from.
+
+        Leaves metrics.jsonl, and with one process the first step's batch.
+        """
+        from bielik_nemo.engine import cpu, distributed
+
+        cpu.enable()
+        import fiddle as fdl
+        import nemo_run as run
+        import torch
+
+        from bielik_nemo.architecture import Architecture
+        from bielik_nemo.engine import checkpoint, distillation, forward, model, preference, training
+        from bielik_nemo.engine.held_out_pairs import HeldOutPairs
+        from bielik_nemo.engine.preference_data import PreferenceData, PreferenceDataset, plan
+
+        batches, a = [], self.architecture("llama")
+
+        class Recording(preference.PreferenceModel):
+            def configure_model(self) -> None:
+                super().configure_model()
+                if live and not hasattr(self, "live"):
+                    frozen = model.build(model.gpt_config(a, seq_length=128), a)
+                    checkpoint.load(frozen, here.parent / "megatron" / "reference")
+                    self.live = [frozen]  # a list: not one of its modules
+
+            def data_step(self, iterator):
+                batch = super().data_step(iterator)
+                if live:
+                    batch["reference"] = self.said(batch)
+                if self.training:
+                    batches.append(batch)
+                return batch
+
+            def said(self, batch):
+                places = batch["reference"].shape[1]
+                given = [batch[key] for key in ("labels", "loss_mask", "answers")]
+                (found,) = forward.passes(
+                    self.live[0],
+                    [{key: batch[key] for key in ("tokens", "position_ids", "attention_mask")}],
+                    lambda logits, _: self.preference.log_probs(logits.transpose(0, 1), *given, places)[0],
+                )
+                return found.where(~batch["reference"].isnan(), torch.nan)
+
+        here, config = self.out / name, self.config()
+        here.mkdir(exist_ok=True)
+        log_probs = str(self.root / "single" / "log_probs.safetensors")
+        config.data.micro_batch_size = 1
+        drawn = {"directory": str(self.inputs / "preferences" / "train"), "seq_length": SEQ_LENGTH, "batch": BATCH}
+        drawn |= {"seed": 1, "unit": config.data_parallel_size, "epochs": 1.0, "max_steps": STEPS}
+        config.data.global_batch_size = plan(**drawn).sequences
+        dataset = run.Config(PreferenceDataset, log_probs=log_probs, **drawn)
+        data = training.samples(config, dataset, self.inputs, self.inputs / "tokenizer")
+        fdl.update_callable(data, PreferenceData)
+        measured = run.Config(
+            HeldOutPairs,
+            directory=drawn["directory"],
+            log_probs=log_probs,
+            seq_length=SEQ_LENGTH,
+            pairs=30,
+            batch_size=2,
+            preference=self.preference(),
+        )
+        task = run.Partial(
+            distillation.train,
+            model=run.Config(
+                Recording,
+                architecture=run.Config(Architecture, **asdict(a)),
+                preference=self.preference(),
+                dtype="float32",
+                seq_length=SEQ_LENGTH,
+            ),
+            data=data,
+            trainer=training.trainer(config, here / "metrics.jsonl", measured),
+            log=training.logger(config, here),
+            resume=training.resume(self.megatron("llama")),
+            optim=training.optimizer(config),
+        )
+        if gate:
+            task.trainer.callbacks.append(run.Config(preference.ReferenceGate, gate))
+        _meet()
+        distributed.ensure_rendezvous()
+        try:
+            fdl.build(task)()
+        finally:
+            distributed.reset_parallel_state()
+        if distributed.world_size() == 1:
+            first = batches[: config.data.global_batch_size]
+            torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
+        self.record(f"distill {name}", "done")
 
     def train(self) -> None:
         """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""

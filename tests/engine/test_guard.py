@@ -89,6 +89,14 @@ def test_there_is_no_spike_without_a_past_or_without_a_limit(run: Run, tmp_path:
     assert not run.file.exists() and not free.file.exists()
 
 
+def test_below_its_floor_nothing_is_a_spike(run: Run):
+    """Ten losses of 0.01 with a floor of 0.5: 3 * 0.5 is allowed, 1.6 is 3.2 times it."""
+    run.callback.floor = 0.5
+    run.go(*[0.01] * 10, 1.5)
+    with pytest.raises(GateError, match=r"1\.6000, 3\.2 times 0\.5000, more than the median of the 11 steps before"):
+        run.go(1.6)
+
+
 def test_only_the_last_fifty_count(run: Run):
     """After thirty steps at 100 and fifty at 1, a loss of 4 is a spike."""
     run.callback.max_spike = None

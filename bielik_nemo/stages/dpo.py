@@ -1,0 +1,156 @@
+"""Preference optimisation of the pipeline's model against what the stage `reference` kept of it.
+
+Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `batches.json` (what a step is made of) and NeMo's logs in
+`nemo/`; until the pipeline has recorded it also `checkpoints/`, from which an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run_
+
+from bielik_nemo import ui
+from bielik_nemo.architecture import Architecture
+from bielik_nemo.budget import flops_per_token
+from bielik_nemo.config import Config
+from bielik_nemo.engine import training
+from bielik_nemo.engine.guard import Guard
+from bielik_nemo.engine.held_out_pairs import HeldOutPairs
+from bielik_nemo.engine.preference import Preference, PreferenceModel, ReferenceGate
+from bielik_nemo.engine.preference_data import Plan, PreferenceData, PreferenceDataset, plan
+from bielik_nemo.engine.progress import last_step, read
+from bielik_nemo.errors import ConfigError
+from bielik_nemo.stages import fit, model_stage, reference
+
+
+def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
+    """What decides the steps: the arguments of `preference_data.plan`."""
+    own = config.dpo
+    return {
+        "directory": str(run_dir / "preferences" / "train"),
+        "seq_length": own.seq_length,
+        "batch": own.global_batch_size,
+        "seed": config.run.seed,
+        "unit": own.micro_batch_size * config.data_parallel_size,
+        "epochs": own.epochs,
+        "max_steps": own.max_steps,
+    }
+
+
+def settings(config: Config, found: Plan) -> Config:
+    """The configuration with this stage's pace in its places: the batch that NeMo draws is one of sequences.
+
+    Raises:
+        ConfigError: all steps would be warm-up.
+    """
+    own = config.dpo
+    if own.warmup_steps >= found.steps:
+        raise ConfigError(
+            f"dpo.warmup_steps: found {own.warmup_steps}, allowed: less than the {found.steps} steps of dpo"
+        )
+    paced = config.paced_by(replace(own, max_steps=found.steps, global_batch_size=found.sequences))
+    # Batches differ in their tokens, and no report adapts this rate to them.
+    return replace(paced, optim=replace(paced.optim, reference_tokens=None))
+
+
+def build(config: Config, run_dir: Path) -> run_.Partial:
+    """The task as NeMo-Run knows it; see `fit.task`.
+
+    Raises:
+        DataError: the references are not of this run's model, pairs and length.
+    """
+    reference.check(config, run_dir)
+    planned, before = drawn(config, run_dir), run_dir / model_stage(config, "dpo")
+    found = plan(**planned)
+    paced, shape = settings(config, found), Architecture.from_json(before / "architecture.json")
+    log_probs, streamed = str(run_dir / "reference" / reference.LOG_PROBS), before / "hf"
+    own = config.dpo
+    preference = run_.Config(
+        Preference,
+        loss=own.loss,
+        beta=own.beta,
+        beta_rejected=own.beta_rejected,
+        penalty=own.penalty,
+        label_smoothing=own.label_smoothing,
+        length_normalized=own.length_normalized,
+        vocab_size=shape.vocab_size,
+    )
+    model = run_.Config(
+        PreferenceModel,
+        architecture=run_.Config(Architecture, **asdict(shape)),
+        preference=preference,
+        dtype=config.model.dtype,
+        seq_length=own.seq_length,
+        recompute=config.trainer.recompute,
+        hf=str(streamed) if streamed.is_dir() else "",
+    )
+    dataset = run_.Config(PreferenceDataset, log_probs=log_probs, **planned)
+    data = training.samples(paced, dataset, run_dir / "preferences" / "train", run_dir / "import_hf" / "tokenizer")
+    fdl.update_callable(data, PreferenceData)
+    measured = run_.Config(
+        HeldOutPairs,
+        directory=str(run_dir / "preferences" / "held_out"),
+        log_probs=log_probs,
+        seq_length=own.seq_length,
+        pairs=config.chat.held_out_pairs,
+        batch_size=own.micro_batch_size,
+        preference=preference,
+    )
+    flops, begins = flops_per_token(None, shape, own.seq_length), None if model.hf else before / "megatron"
+    work = fit.task(paced, run_dir, "dpo", model, data, begins, flops, measured, found.filled)
+    guard = next(each for each in work.trainer.callbacks if fdl.get_callable(each) is Guard)
+    guard.floor = math.log(2)  # preferences that have been learned cost next to nothing: ten times that is no spike
+    work.trainer.callbacks.append(run_.Config(ReferenceGate, own.gate_tolerance))
+    return work
+
+
+def run(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
+
+    Raises:
+        CheckpointError: the model or the run's own checkpoint cannot be loaded.
+        ConfigError: the pairs do not make enough steps.
+        DataError: there are no pairs, or the references are not of this run's model, pairs and length.
+        GateError: the first loss is not ln 2, or a loss is not finite or far above the recent ones.
+    """
+    found = plan(**drawn(config, run_dir))
+    pairs = found.batches.pairs
+    batches = {
+        "pairs": len(pairs.usable),
+        "pairs_per_step": config.dpo.global_batch_size,
+        "sequences_per_step": found.sequences,
+        "filled": round(found.filled, 4),
+        "cut": pairs.cut,
+        "left_out": len(pairs) - len(pairs.usable),
+        "steps": found.steps,
+        "epochs": round(found.steps * config.dpo.global_batch_size / len(pairs.usable), 3),
+    }
+    ui.say(
+        f"  {batches['pairs']:,} pairs, {batches['pairs_per_step']:,} a step in {found.sequences:,} sequences of "
+        f"{config.dpo.seq_length:,}, {found.filled:.1%} filled; {found.steps:,} steps, {batches['epochs']:.2f} epochs; "
+        f"{batches['cut']:,} cut, {batches['left_out']:,} left out"
+    )
+    shape = Architecture.from_json(run_dir / model_stage(config, "dpo") / "architecture.json")
+    kept = fit.carry_out(build(config, run_dir), run_dir, "dpo", shape, {"batches.json": batches})
+    records = [each for each in read(run_dir / "dpo" / "metrics.jsonl") if "held_out_loss" in each]
+    last = last_step(run_dir / "dpo" / "metrics.jsonl")
+    after = next((each for each in records if kept and each["step"] == kept.step), records[-1])
+    names = {name.removeprefix("held_out_"): name for name in after if name.startswith("held_out_")}
+    ui.say(
+        f"  held-out pairs: accuracy {after['held_out_accuracy']:.1%}, margin {after['held_out_margin']:.3f}, "
+        f"chosen answer {after['held_out_chosen_log_ratio']:+.3f} nats from the reference's"
+    )
+    return {
+        **{name: after[name] for name in names.values()},
+        "held_out_loss_before": records[0]["held_out_loss"],
+        "loss": last["loss"],
+        "tokens": last["tokens"],
+        "tokens_per_second": last["tokens_per_second"],
+        "filled": batches["filled"],
+        "step": after["step"] if kept else last["step"],
+    }

@@ -217,7 +217,7 @@ def _report(config: Config) -> int:
 def _preview(config: Config) -> int:
     from rich.console import Console
 
-    from bielik_nemo.report.preview import preview
+    from bielik_nemo.data.preview import preview
 
     preview(config, Console())
     return 0

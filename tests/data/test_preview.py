@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import cli
+from bielik_nemo.data.builtin_chat import CORRECTIONS, pairs
 from bielik_nemo.data.tiny import byte_tokenizer
+from bielik_nemo.errors import DataError
 
 Preview = Callable[..., tuple[int, str, str]]
 
@@ -54,8 +56,8 @@ def test_conversations_and_pairs_with_brackets(preview: Preview, tmp_path: Path)
         {"instruction": "\x1b[31m" + "x" * 2000, "output": "długa " * 30},
         {"instruction": "third", "output": ""},
     )
-    pairs = write(tmp_path / "b.jsonl", {"prompt": "ab", "chosen": "c", "rejected": "d"})
-    status, out, err = preview(f"sft.sources=[{{path: '{source}'}}]", f"dpo.sources=[{{path: '{pairs}'}}]")
+    second = write(tmp_path / "b.jsonl", {"prompt": "ab", "chosen": "c", "rejected": "d"})
+    status, out, err = preview(f"sft.sources=[{{path: '{source}'}}]", f"dpo.sources=[{{path: '{second}'}}]")
     assert (status, err) == (0, "")
     first = f"""{source}:1 conversation: 28 tokens, 6 trained (21%)
 <s><|im_start|>user↵
@@ -72,7 +74,7 @@ ab<|im_end|>↵
     assert "the first 4 lines: 3 usable, " in out
     assert f"left out: {source}:2: no assistant turn\n" in out
     for name, letter in (("chosen", "c"), ("rejected", "d")):
-        text = f"{pairs}:1 {name}: 25 tokens, 3 trained (12%)\n<s><|im_start|>user↵\nab<|im_end|>↵\n"
+        text = f"{second}:1 {name}: 25 tokens, 3 trained (12%)\n<s><|im_start|>user↵\nab<|im_end|>↵\n"
         assert f"{text}<|im_start|>assistant↵\n[[{letter}<|im_end|>↵\n]]\n" in out
     assert not (tmp_path / "none").exists()
 
@@ -91,10 +93,8 @@ def test_colours(preview: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_built_in_set(preview: Preview):
     try:
-        from bielik_nemo.data.builtin_chat import CORRECTIONS, pairs
-
         next(pairs(CORRECTIONS))
-    except Exception as error:
+    except DataError as error:
         pytest.skip(str(error))
     status, out, _ = preview(f"sft.sources=[{{path: {CORRECTIONS}}}]", f"dpo.sources=[{{path: {CORRECTIONS}}}]")
     assert status == 0
@@ -108,18 +108,14 @@ def test_a_set_in_which_nothing_or_everything_is_trained_is_refused(preview: Pre
         (model / "chat_template.jinja").write_text(template)
         status, out, err = preview(source, "chat.template=tokenizer")
         assert status == 2
-        assert err.startswith(
-            f"error: sft.sources[0].path={tmp_path}/a.jsonl: of 1 tokens {what} is trained; allowed: "
-        )
+        assert err.startswith(f"error: sft.sources[0].path={tmp_path}/a.jsonl: of 1 tokens {what} is trained; ")
         assert "1 usable, 1 tokens" in out  # drawn before it is refused
 
 
 def test_what_cannot_be_shown_is_one_line(preview: Preview, model: Path, tmp_path: Path):
     status, _, err = preview("sft.sources=[]", "dpo.sources=[]")
-    assert (status, err) == (
-        2,
-        "error: sft.sources, dpo.sources: found none, allowed: a list of paths for one of them or both\n",
-    )
+    none = "sft.sources, dpo.sources: found none, allowed: a list of paths for one of them or both"
+    assert (status, err) == (2, f"error: {none}\n")
     bad = write(tmp_path / "a.jsonl", {"a": 1}, [2])
     status, _, err = preview(f"dpo.sources=[{{path: '{bad}'}}]")
     assert (status, err) == (

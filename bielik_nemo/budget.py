@@ -13,7 +13,8 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
   attention that keeps no s x s matrix: 4h (norms, residual) and (2nd + 2gd + 3f) / tp elements per token, no
   recomputation. Buffers, fragmentation and the CUDA context come on top.
 - Disk: checkpoints that a run keeps: of full ones trainer.keep_last and the one that is being written; of a cached
-  teacher the ids that differ among those drawn for a token, more of them where the teacher is less certain.
+  teacher the ids that differ among those drawn for a token, more of them where the teacher is less certain. Merging
+  first writes the pipeline's own models as float32.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "distill_long": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "sft": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "dpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
-        "merge": target.num_parameters() * weights,
+        "merge": target.num_parameters() * (weights + 4 * max(config.merge.snapshots, 1)),
         "export": target.num_parameters() * weights,
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}

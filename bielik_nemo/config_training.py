@@ -23,6 +23,7 @@ class Trainer:
     max_hours: Optional[float] = None  # after which the command saves and stops, to go on when it is started again
     async_checkpoints: Optional[bool] = None  # written while training goes on; null: on GPUs
     keep_best: bool = False  # the result is the student with the lowest held-out loss that was measured, not the last
+    snapshot_every: Optional[int] = None  # steps between copies of the weights that sft and dpo leave, to be merged
     keep_last: int = 2  # checkpoints to go on from; the second is there should the newest be damaged
 
 

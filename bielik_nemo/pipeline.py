@@ -32,6 +32,7 @@ SOURCE_FILES = {
     "search": (),
     "chat": ("**/*.jsonl",),
     "preferences": ("**/*.jsonl",),
+    "merge": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "weights/*"),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -79,6 +80,8 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         blend, scores = config.prune.calibration.sources, config.prune.importance.scores
         texts = {f"prune.calibration.sources[{i}].{source.text_key}": source.path for i, source in enumerate(blend)}
         return texts | ({"prune.importance.scores": scores} if scores else {})
+    if stage.name == "merge":
+        return {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
     if stage.name == "prune" and config.prune.student:
         return {"prune.student": config.prune.student}
     if stage.name == "search" and config.prune.search.latency_table:

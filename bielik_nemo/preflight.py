@@ -26,10 +26,12 @@ from bielik_nemo.errors import CheckpointError, ConfigError
 from bielik_nemo.prune import latency, search
 from bielik_nemo.validation import problems
 from bielik_nemo.validation.ranges import chat_sources, text_sources
-from bielik_nemo.validation.shapes import shape_problems, source_architecture
+from bielik_nemo.validation.shapes import other_shape, shape_problems, source_architecture
+from bielik_nemo.validation.stages import merge_problems
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 CHAT_SUFFIXES = (".jsonl",)
+MERGEABLE = "a Hugging Face directory (config.json, *.safetensors) or a Megatron checkpoint (weights/.metadata)"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -69,9 +71,13 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)
+        if "merge" in wanted:
+            local += _absent_models(config)
+            errors += _models(config)
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
+            errors += _other_models(config, costs) if "merge" in wanted else ()
             warnings += _memory(config, costs)
         warnings += _oddities(config)
     lines = [("error", line) for line in errors] + [("warning", line) for line in warnings]
@@ -157,22 +163,22 @@ def _checkpoint(config: Config, tokenizer_needed: bool) -> Iterator[str]:
                 f"model.shape.{name}: found {getattr(given, name)!r}, allowed: {getattr(found, name)!r}, "
                 f"as in {directory / 'config.json'}, or model.shape=null"
             )
-    yield from _weights(directory)
+    yield from _weights("model.source", directory)
     yield from _tokenizer(directory, found.vocab_size, tokenizer_needed)
 
 
-def _weights(directory: Path) -> Iterator[str]:
+def _weights(key: str, directory: Path) -> Iterator[str]:
     index = directory / "model.safetensors.index.json"
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        yield f"model.source: {index}: no index of shards: {error}"
+        yield f"{key}: {index}: no index of shards: {error}"
         return
     missing = sorted(shard for shard in shards if not (directory / shard).is_file())
     if missing:
-        yield f"model.source: {directory}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}"
+        yield f"{key}: {directory}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}"
     elif not any(directory.glob("*.safetensors")):
-        yield f"model.source: {directory}: found no weights, allowed: *.safetensors files"
+        yield f"{key}: {directory}: found no weights, allowed: *.safetensors files"
 
 
 def _tokenizer(directory: Path, vocab_size: int, needed: bool) -> Iterator[str]:
@@ -241,6 +247,43 @@ def _absent_scores(config: Config) -> Iterator[str]:
     path = config.prune.importance.scores
     if path and not Path(path).is_file():
         yield f"prune.importance.scores: no such file: {path!r}; allowed: scores.safetensors of a run, or empty"
+
+
+def _absent_models(config: Config) -> Iterator[str]:
+    for index, model in enumerate(config.merge.models):
+        if not Path(model.path).exists():
+            yield f"merge.models[{index}].path: no such directory: {model.path!r}; allowed: {MERGEABLE}"
+
+
+def _models(config: Config) -> Iterator[str]:
+    """Problems of what is to be merged, also where `pipeline.stages` does not say so."""
+    if "merge" not in config.pipeline.stages:
+        yield from merge_problems(config)
+    for index, model in enumerate(config.merge.models):
+        key, path = f"merge.models[{index}].path", Path(model.path)
+        if (path / "config.json").is_file():
+            yield from _weights(key, path)
+        elif path.exists() and not (path / "weights" / ".metadata").is_file():
+            yield f"{key}: found {model.path!r}, allowed: {MERGEABLE}"
+
+
+def _other_models(config: Config, costs: budget.Budget) -> Iterator[str]:
+    """Models of another shape than the one they are to be merged with, as far as it is known before a search."""
+    stages = config.pipeline.stages
+    if "search" in stages:
+        return
+    own, base = costs.target if "prune" in stages else costs.source, config.distill_long.rotary_base
+    if "distill_long" in stages and base:
+        own = replace(own, rotary_base=base)
+    for index, model in enumerate(config.merge.models):
+        if not Path(model.path, "config.json").is_file():
+            continue
+        try:
+            differing = other_shape(Architecture.from_hf(model.path), own)
+        except CheckpointError as error:
+            differing = str(error)
+        if differing:
+            yield f"merge.models[{index}].path: found {model.path!r}, allowed: a model of the same shape: {differing}"
 
 
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:

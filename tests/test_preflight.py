@@ -9,6 +9,7 @@ import pytest
 
 from bielik_nemo import preflight
 from bielik_nemo.config import Config, compose
+from bielik_nemo.config_align import MergeModel
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import text
 from bielik_nemo.errors import ConfigError
@@ -361,3 +362,40 @@ def test_scores_of_another_run_must_be_there(config: Config, tmp_path: Path):
     (tmp_path / "scores.safetensors").rmdir()
     (tmp_path / "scores.safetensors").touch()
     assert of(config) == []
+
+
+def test_models_to_be_merged(config: Config, checkpoint: Path, tmp_path: Path):
+    """One that is not there, one that is nothing, a pickle, another shape, and two that are good."""
+    other, pickled, megatron = tmp_path / "other", tmp_path / "pickled", tmp_path / "megatron"
+    for path in (other, pickled):
+        path.mkdir()
+    (megatron / "weights").mkdir(parents=True)
+    (megatron / "weights" / ".metadata").write_bytes(b"")
+    config.merge.models = [
+        MergeModel(str(path))
+        for path in (tmp_path / "nowhere", tmp_path / "texts", pickled, other, checkpoint, megatron)
+    ]
+    shape = json.loads((checkpoint / "config.json").read_text())
+    (pickled / "config.json").write_text(json.dumps(shape))
+    (pickled / "pytorch_model.bin").write_bytes(b"")
+    (other / "config.json").write_text(json.dumps(shape | {"intermediate_size": 96}))
+    (other / "model.safetensors").write_bytes(b"not read")
+    assert of(config) == []  # nothing is merged
+    config.pipeline.stages = ["import_hf", "data", "merge", "export"]
+    errors = of(config, "error", config.pipeline.stages)
+    assert [line.partition(" (")[0] for line in errors] == [
+        f"merge.models[0].path: no such directory: '{tmp_path}/nowhere'; allowed: a Hugging Face directory",
+        f"merge.models[1].path: found '{tmp_path}/texts', allowed: a Hugging Face directory",
+        f"merge.models[2].path: {pickled}: found no weights, allowed: *.safetensors files",
+        f"merge.models[3].path: found '{other}', allowed: a model of the same shape: ffn_hidden_size 96, not 160",
+    ]
+    config.merge.models = []
+    assert "nothing to merge" in of(config, "error", ["merge"])[0]
+
+
+def test_a_model_is_merged_with_what_the_pipeline_makes(config: Config, checkpoint: Path):
+    """A model of the source's shape does not go with the pruned one."""
+    config.merge.models = [MergeModel(str(checkpoint))]
+    config.pipeline.stages = ["import_hf", "data", "score", "prune", "merge"]
+    (line,) = of(config, "error", config.pipeline.stages)
+    assert "allowed: a model of the same shape: num_layers 4, not 3" in line

@@ -10,6 +10,7 @@ HIDDEN = "distill.weights.hidden_state=1"
 BLEND = "prune.calibration.sources="
 MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
 PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
+MERGE = "pipeline.stages=[import_hf,merge,export]"
 LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
 
@@ -370,6 +371,33 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["model.shape.head_dim=0"],
             "model.shape: architecture: head_dim: found 0, allowed: a positive integer",
         ),
+        # Merging.
+        ("", ["trainer.snapshot_every=0"], "trainer.snapshot_every: found 0, allowed: a positive number, or null"),
+        ("", ["merge.models=[{path:' '}]"], "merge.models[0].path: found ' ', allowed: text that is not blank"),
+        ("", ["merge.models=[{path:'~/m'}]"], "merge.models[0].path: found '~/m', allowed: a path without ~"),
+        (
+            "",
+            ["merge.models=[{path:m},{path:n,weight:-1}]"],
+            "merge.models[1].weight: found -1.0, allowed: zero or a positive number",
+        ),
+        ("", [MERGE], "merge.models: found none, allowed: one at least, or merge.snapshots from 2 on: there is"),
+        ("", [MERGE, "merge.snapshots=1"], "merge.models: found none, allowed: one at least, or merge.snapshots from"),
+        (
+            "",
+            [MERGE, "merge.models=[{path:m,weight:0}]", "merge.weight=0"],
+            "merge.weight: found 0 here and in all of merge.models, allowed: a positive number in one of them",
+        ),
+        (
+            "",
+            [MERGE, "merge.models=[{path:m},{path:n}]", "merge.method=slerp"],
+            "merge.method: found 'slerp' with 3 models (1 of the pipeline and 2 in merge.models), allowed: with 2",
+        ),
+        (
+            "",
+            [MERGE, "merge.snapshots=3"],
+            "merge.snapshots: found 3, allowed: 0, or more where sft or dpo in pipeline.stages leaves some (trainer.",
+        ),
+        ("", [MERGE, "merge.snapshots=3", "trainer.snapshot_every=9"], "merge.snapshots: found 3, allowed: 0, or more"),
         ("tiny", ["model.shape.model_type=gpt2"], "model.shape: architecture: model_type: found 'gpt2'"),
     ],
 )
@@ -392,6 +420,8 @@ def test_problem_is_named(recipe: str, overrides: list[str], expected: str):
         ("tiny", ["prune.importance.layers=contiguous_block", "prune.target.num_layers=null", "prune.drop_layers=[1]"]),
         (FULL, ["parallel.tp=8", "parallel.pp=2"]),
         ("", ["pipeline.stages=[import_hf,export]"]),
+        ("", [MERGE, "merge.models=[{path:m},{path:n,weight:0}]"]),
+        ("", [MERGE, "merge.models=[{path:m}]", "merge.weight=0", "merge.method=slerp"]),
     ],
 )
 def test_bounds_themselves_are_possible(recipe: str, overrides: list[str]):

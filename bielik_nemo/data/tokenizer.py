@@ -87,19 +87,20 @@ def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_same_words(student: Path, teacher: Path, vocab_size: int) -> None:
-    """Refuse a student whose token ids mean other words than its teacher's: every loss would compare the wrong ones.
+def check_same_words(directory: Path, other: Path, vocab_size: int, than: str = "the teacher") -> None:
+    """Refuse a model whose token ids mean other words than another's: what is made of the two would mix them up.
 
     Args:
-        student: Hugging Face directory of the student.
-        teacher: directory with the teacher's tokenizer.
+        directory: with the model's tokenizer.
+        other: directory with the other's.
         vocab_size: rows of both models' embeddings.
+        than: what the other is called.
 
     Raises:
         DataError: a token has another id, or only one of them has it; the first ones are named.
     """
-    ours, theirs = (load_tokenizer(directory, vocab_size).get_vocab() for directory in (student, teacher))
+    ours, theirs = (load_tokenizer(each, vocab_size).get_vocab() for each in (directory, other))
     differing = sorted(word for word in ours.keys() | theirs.keys() if ours.get(word) != theirs.get(word))
     if differing:
-        some = "; ".join(f"{word!r}: {ours.get(word)}, the teacher's {theirs.get(word)}" for word in differing[:3])
-        raise DataError(f"{student}: another tokenizer than its teacher's, {len(differing)} words differ ({some})")
+        some = "; ".join(f"{word!r}: {ours.get(word)}, {than}'s {theirs.get(word)}" for word in differing[:3])
+        raise DataError(f"{directory}: another tokenizer than {than}'s, {len(differing)} words differ ({some})")

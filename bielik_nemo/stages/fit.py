@@ -12,9 +12,11 @@ from bielik_nemo import artifacts
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data import mixture
-from bielik_nemo.engine import best, distributed, training
+from bielik_nemo.engine import best, distributed, snapshots, training
 from bielik_nemo.engine.best import Best
 from bielik_nemo.engine.distillation import train
+from bielik_nemo.engine.snapshots import Snapshots
+from bielik_nemo.stages import GRAPH
 
 
 def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
@@ -62,7 +64,7 @@ def task(
     """
     here = run_dir / stage
     measured = measured or held_out(config, run_dir)
-    return run_.Partial(
+    work = run_.Partial(
         train,
         model=model,
         data=data,
@@ -71,6 +73,9 @@ def task(
         resume=training.resume(begins),
         optim=training.optimizer(config),
     )
+    if every := GRAPH[stage].snapshot_every(config):
+        work.trainer.callbacks.append(run_.Config(Snapshots, str(here / snapshots.DIRECTORY), every))
+    return work
 
 
 def carry_out(

@@ -50,12 +50,17 @@ class Stage:
         return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
 
     def results(self, config: Config) -> tuple[str, ...]:
-        """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere."""
+        """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere; with
+        the snapshots that it leaves."""
         if self.name != "prune":
-            return self.outputs
+            return (*self.outputs, "snapshots") if self.snapshot_every(config) else self.outputs
         if config.prune.student:
             return "megatron", "architecture.json"
         return tuple("hf" if config.prune.streaming and name == "megatron" else name for name in self.outputs)
+
+    def snapshot_every(self, config: Config) -> int | None:
+        """Steps between two snapshots that this stage leaves; None: it leaves none."""
+        return config.trainer.snapshot_every if "trainer.snapshot_every" in self.keys else None
 
     def world_size(self, config: Config) -> int:
         """Number of processes that the stage wants."""
@@ -68,7 +73,7 @@ def whole(config: Config) -> Layout:
     return config.parallel.tp, config.parallel.pp
 
 
-RESUMED = ("checkpoints", "best", "metrics.jsonl", "nemo", "bad_batch.json")
+RESUMED = ("checkpoints", "best", "snapshots", "metrics.jsonl", "nemo", "bad_batch.json")
 """What an interrupted training stage keeps in its directory."""
 
 MIX = ("data.sources.language", "data.sources.weight", "data.language_weights")

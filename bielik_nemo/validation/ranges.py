@@ -88,6 +88,7 @@ POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
+POSITIVE_OR_NULL += ("trainer.snapshot_every",)
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
 POSITIVE_OR_NULL += tuple(
     f"prune.search.{axis}.{end}"
@@ -159,6 +160,12 @@ def problems(config: Config) -> Iterator[str]:
     for key, source in chat_sources(config):
         paths[f"{key}.path"] = source.path
         yield from _chat_source(key, source)
+    for index, model in enumerate(config.merge.models):
+        paths[f"merge.models[{index}].path"] = model.path
+        if not model.path.strip():
+            yield f"merge.models[{index}].path: found {model.path!r}, allowed: text that is not blank"
+        if not 0 <= model.weight < math.inf:
+            yield f"merge.models[{index}].weight: found {model.weight}, allowed: zero or a positive number"
     for key, path in paths.items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"

@@ -85,6 +85,13 @@ def _student_architecture(config: Config, source: Architecture) -> Architecture:
     return found
 
 
+def other_shape(found: Architecture, wanted: Architecture) -> str:
+    """What two shapes differ in, but for the context and the family's name; empty when weights of both can be mixed."""
+    left_out = ("max_position_embeddings", "model_type")
+    pairs = {name: (value, getattr(wanted, name)) for name, value in vars(found).items() if name not in left_out}
+    return ", ".join(f"{name} {a}, not {b}" for name, (a, b) in pairs.items() if a != b)
+
+
 def layer_problems(
     num_layers: int, count: int, keep_first: int, keep_last: int, drop_layers: Sequence[int] | None
 ) -> list[str]:

@@ -15,6 +15,8 @@ def problems(config: Config) -> Iterator[str]:
     yield from _student(config)
     yield from _order(config)
     yield from _search(config)
+    if "merge" in config.pipeline.stages:
+        yield from merge_problems(config)
 
 
 def _order(config: Config) -> Iterator[str]:
@@ -66,3 +68,19 @@ def _search(config: Config) -> Iterator[str]:
         )
     if settings.distill_steps and config.prune.streaming:
         yield f"prune.search.distill_steps: found {settings.distill_steps}, allowed: 0 with prune.streaming=True"
+
+
+def merge_problems(config: Config) -> Iterator[str]:
+    """What is wrong with what is to be merged, for a run that merges."""
+    merge, every = config.merge, config.trainer.snapshot_every
+    count = (merge.snapshots or 1) + len(merge.models)
+    if count < 2:
+        yield "merge.models: found none, allowed: one at least, or merge.snapshots from 2 on: there is nothing to merge"
+    elif merge.method == "slerp" and count != 2:
+        found = f"{merge.snapshots or 1} of the pipeline and {len(merge.models)} in merge.models"
+        yield f"merge.method: found 'slerp' with {count} models ({found}), allowed: with 2"
+    if not merge.weight + sum(model.weight for model in merge.models):
+        yield "merge.weight: found 0 here and in all of merge.models, allowed: a positive number in one of them"
+    if merge.snapshots and not (every and {"sft", "dpo"} & set(config.pipeline.stages)):
+        leaves = "where sft or dpo in pipeline.stages leaves some (trainer.snapshot_every)"
+        yield f"merge.snapshots: found {merge.snapshots}, allowed: 0, or more {leaves}"

@@ -33,6 +33,7 @@ SHORT = (
 class Chain:
     """A finished run and what it takes to run it again."""
 
+    source: Path
     overrides: list[str]
     finished: Path
     secret: str
@@ -80,6 +81,7 @@ class Chain:
 def chain(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The finished run; made with a secret in the environment, which must not be found in it."""
     found = Chain(
+        source=tiny_hf,
         overrides=[f"model.source='{tiny_hf}'", *SHORT],
         secret="secret123",
         finished=tmp_path_factory.mktemp("finished") / "run",

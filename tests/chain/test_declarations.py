@@ -16,7 +16,7 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "pretrain", "teacher", "distill_long"]
+RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "merge"]
 
 LONGER = (
     "distill_long.seq_length=256",
@@ -95,6 +95,8 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, *refit, stages=["prune"])
         student = f"prune.student='{chain.finished}/export/hf'"
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
+        merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
+        chain.run(run_dir, *merging, stages=["merge"])
     return read
 
 

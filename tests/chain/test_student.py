@@ -48,7 +48,7 @@ def test_another_tokenizer_is_refused_before_the_first_step(chain, student):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (student / "tokenizer.json").write_text(json.dumps(tokenizer))
     run_dir = chain.copy("swapped", before="prune")
-    with pytest.raises(DataError, match=r"another tokenizer than its teacher's, 2 words differ \('a': 98"):
+    with pytest.raises(DataError, match=r"another tokenizer than the teacher's, 2 words differ \('a': 98"):
         chain.run(run_dir, *given(student), stages=STAGES)
     assert not (run_dir / "distill").exists() and not (run_dir / "prune" / "manifest.json").exists()
 

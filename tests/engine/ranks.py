@@ -319,7 +319,7 @@ class Layout:
         import torch
 
         from bielik_nemo.architecture import Architecture
-        from bielik_nemo.engine import cached_distillation, checkpoint, distillation, training
+        from bielik_nemo.engine import cached_distillation, checkpoint, distillation, snapshots, training
         from bielik_nemo.engine.criterion import Criterion
 
         batches: list = []
@@ -379,6 +379,8 @@ class Layout:
             resume=training.resume(start),
             optim=training.optimizer(config),
         )
+        if name == "resumed":
+            task.trainer.callbacks.append(run.Config(snapshots.Snapshots, str(here / "snapshots"), 3))
         if kill_at:
             task.trainer.callbacks.append(run.Config(_signaller(), step=kill_at, number=signal.SIGKILL))
         if stop_at and distributed.rank() == distributed.world_size() - 1:

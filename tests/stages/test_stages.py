@@ -53,13 +53,26 @@ def test_every_setting_is_read_by_a_stage_or_known_not_to_be():
 
 def test_stages_that_make_a_model_leave_it_where_it_is_looked_for():
     for name in MODEL_STAGES:
-        assert {"megatron", "architecture.json"} <= set(GRAPH[name].outputs)
+        assert "architecture.json" in GRAPH[name].outputs
+        assert {"megatron", "hf"} & set(GRAPH[name].outputs)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_snapshots_count_where_they_are_left(name: str):
+    config = Config()
+    assert GRAPH[name].snapshot_every(config) is None and "snapshots" not in GRAPH[name].results(config)
+    config.trainer.snapshot_every = 5
+    leaves = name in ("sft", "dpo")
+    assert (GRAPH[name].snapshot_every(config), "snapshots" in GRAPH[name].results(config)) == (
+        5 if leaves else None,
+        leaves,
+    )
 
 
 @pytest.mark.parametrize(
     "stages, origin, needs",
     [
-        (STAGES, "distill_long", ["import_hf", "distill_long", "data"]),
+        (STAGES, "merge", ["import_hf", "merge", "data"]),
         (["import_hf", "data", "pretrain", "export"], "pretrain", ["import_hf", "pretrain", "data"]),
         (["import_hf", "export"], "import_hf", ["import_hf"]),
         (["import_hf", "data", "score", "prune", "export"], "prune", ["import_hf", "prune", "data"]),
@@ -95,5 +108,5 @@ def test_processes_of_each_stage():
     sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
     expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2}
-    expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 1}
+    expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 6}
     assert sizes == expected

@@ -1,0 +1,1 @@
+"""Methods of alignment as pure functions: one per file."""

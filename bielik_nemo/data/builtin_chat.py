@@ -3,7 +3,8 @@
 `builtin:polish-corrections` (pairs and conversations, Polish): sentences with a mistake and their corrections, from the
 examples of LanguageTool's grammar rules in the package `lingotweaker-data-pl` (LGPL-2.1 or later). Chosen is the
 corrected sentence, rejected the one left as it is: a few letters apart, which is where plain DPO lowers the probability
-of the chosen one and DPO-Positive does not. As conversations, the answer is the corrected sentence.
+of the chosen one and DPO-Positive does not. As conversations, the answer is the corrected sentence. Of these,
+`builtin:polish-corrections-small` has a quarter of the short ones, for a few minutes on a CPU.
 
 `builtin:evals-english`, `builtin:evals-polish` (conversations): questions with ideal answers out of the package
 `evals`. Its licence (MIT) names sets that others own: none of those is here, nor one made from a published corpus,
@@ -18,6 +19,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,12 +27,15 @@ from bielik_nemo.data.packaged import packaged_file
 from bielik_nemo.errors import DataError
 
 CORRECTIONS = "builtin:polish-corrections"
+CORRECTIONS_SMALL = "builtin:polish-corrections-small"
 CORRECTIONS_FILE = (
     "lingotweaker-data-pl",
     "0.1.5",
     "lingotweaker_data_pl/data/pl/rules/grammar.xml",
     "34b90a5ad5ba34fc909ce88952f02b1a734a18730d4f844fc0a268990b63084e",
 )
+SHORT, EVERY = 40, 4
+"""Of the small set: characters that a sentence with a mistake may have, and every so many of these that are taken."""
 INSTRUCTION = "Popraw błąd w zdaniu. Odpowiedz samym poprawionym zdaniem."
 
 EVALS = ("evals", "3.0.1.post1")
@@ -52,9 +57,9 @@ QUESTIONS = {
 }
 """The sets of `evals` that a name stands for, and the digests of their files."""
 
-CONVERSATIONS = (CORRECTIONS, *QUESTIONS)
-PAIRS = (CORRECTIONS,)
-"""What `sft.sources` and `dpo.sources` may name."""
+PAIRS = (CORRECTIONS, CORRECTIONS_SMALL)
+CONVERSATIONS = (*PAIRS, *QUESTIONS)
+"""What `dpo.sources` and `sft.sources` may name."""
 
 
 def conversations(name: str) -> Iterator[dict[str, Any]]:
@@ -63,7 +68,7 @@ def conversations(name: str) -> Iterator[dict[str, Any]]:
     Raises `DataError` while iterating: no such set, or its package is not installed.
     """
     _known(name, CONVERSATIONS)
-    if name == CORRECTIONS:
+    if name in PAIRS:
         for wrong, right in _corrections(name):
             yield {"messages": [{"role": "user", "content": _request(wrong)}, {"role": "assistant", "content": right}]}
         return
@@ -93,7 +98,15 @@ def _request(sentence: str) -> str:
 
 
 def _corrections(name: str) -> Iterator[tuple[str, str]]:
-    """A sentence with a mistake and the first correction that its rule proposes; each sentence once.
+    """A sentence with a mistake and the first correction that its rule proposes; each sentence once."""
+    found = _all_corrections(name)
+    if name == CORRECTIONS:
+        return found
+    return islice((each for each in found if len(each[0]) <= SHORT), 0, None, EVERY)
+
+
+def _all_corrections(name: str) -> Iterator[tuple[str, str]]:
+    """The same of the whole set.
 
     An example of a rule is `<example correction="right|also right">Text <marker>wrong</marker> text</example>`. The
     file declares entities of its own; that it is the one with this digest is what makes it safe to parse.

@@ -145,6 +145,8 @@ def _columns(rows: list[dict[str, Any]], table: str) -> tuple[list[dict[str, Any
 def _measured(found: dict[str, float], key: str) -> str:
     if key not in found:
         return ""
+    if key == "kl":
+        return f"{found[key]:.4f}"
     return words.percent(found[key]) if key in SHARES else f"{found[key]:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 

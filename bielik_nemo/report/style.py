@@ -45,7 +45,7 @@ section { padding: 1.5rem 1.6rem 1.6rem }
   letter-spacing: -.01em }
 
 .wide { overflow-x: auto }
-.wide + .wide { margin-top: 1.6rem }
+.wide + .wide, .panels + .wide { margin-top: 1.6rem }
 table { border-collapse: collapse; width: 100%; font-size: .95rem }
 th, td { padding: .5rem 1rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left }
 tr > :last-child { padding-right: 0 }

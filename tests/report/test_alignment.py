@@ -18,7 +18,7 @@ SOURCES = [
     {"name": "$en$", "language": "en", "tokens": 1000, "trained_tokens": 500, "skipped": 0},
 ]
 PREFERENCE = {
-    "sft": {"likelier": 0.25, "accuracy": 0.0, "margin": 0.0, "chosen_log_ratio": 0.0, "kl": 0.0},
+    "sft": {"likelier": 0.25},  # the reference
     "dpo": {"likelier": 0.75, "accuracy": 0.875, "margin": 1.5, "chosen_log_ratio": -0.25, "kl": 0.0625},
 }
 
@@ -120,7 +120,7 @@ def test_page_tells_every_model_every_curve_and_every_source(run_dir):
         "held-out answers (nats per trained token) 3.500 source → 2.000 sft → 2.125 dpo",
         "held-out pairs whose chosen answer is the likelier 25.0 % sft → 75.0 % dpo",
         "97.5 % of the positions of its sequences hold a token.",
-        "87.5 %+1.500\N{MINUS SIGN}0.250+0.062",
+        "87.5 %+1.500\N{MINUS SIGN}0.2500.0625",
         "9,0003,0002",
     ):
         assert said.lower() in text.lower(), said

@@ -14,9 +14,10 @@ import pytest
 from bielik_nemo import pipeline, preflight, report, ui, worker
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config, load
+from bielik_nemo.config_align import ChatSource, PreferenceSource
 from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.errors import ConfigError, DataError, GateError, UserError
-from bielik_nemo.stages import Stage
+from bielik_nemo.stages import GRAPH, Stage
 
 NAMES = ["import_hf", "data", "score"]
 
@@ -190,6 +191,21 @@ def test_a_directory_of_texts_counts_with_all_its_levels(graph, config: Config, 
     assert ran(graph, config) == []
     (tmp_path / "texts" / "two.txt").write_text("2")
     assert ran(graph, config) == ["data"]
+
+
+def test_conversations_and_preferences_count_by_their_content(config: Config, tmp_path: Path):
+    config.sft.sources = [ChatSource("a"), ChatSource("b")]
+    config.dpo.sources = [PreferenceSource("c")]
+    assert pipeline.sources(config, GRAPH["chat"]) == {"sft.sources[0]": "a", "sft.sources[1]": "b"}
+    assert pipeline.sources(config, GRAPH["preferences"]) == {"dpo.sources[0]": "c"}
+    (tmp_path / "a").mkdir()
+    for name in ("a/b.jsonl", "a.jsonl", "c.txt"):
+        (tmp_path / name).touch()
+    for stage in ("chat", "preferences"):
+        assert set(pipeline._digest_source(str(tmp_path), pipeline.SOURCE_FILES[stage], None)) == {
+            "a/b.jsonl",
+            "a.jsonl",
+        }
 
 
 def test_built_in_sources_count_by_what_makes_them(graph, config: Config, monkeypatch: pytest.MonkeyPatch):

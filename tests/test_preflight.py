@@ -9,7 +9,7 @@ import pytest
 
 from bielik_nemo import preflight
 from bielik_nemo.config import Config, compose
-from bielik_nemo.config_align import MergeModel
+from bielik_nemo.config_align import ChatSource, MergeModel, PreferenceSource
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import text
 from bielik_nemo.errors import ConfigError
@@ -207,6 +207,25 @@ def test_texts_of_the_calibration_blend(config: Config, tmp_path: Path):
     ]
     assert len(of(config, "error", ["score"])) == 2
     assert of(config, "error", ["import_hf", "data", "prune", "distill"]) == []
+
+
+def test_sources_of_conversations_and_preferences(config: Config, tmp_path: Path):
+    """They are read by stages of their own, and as .jsonl alone; a built-in set of conversations may have no pairs."""
+    stages = ["import_hf", "chat", "preferences"]
+    assert [line.split(":")[0] for line in of(config, "error", stages)] == ["sft.sources", "dpo.sources"]
+    (tmp_path / "a.txt").write_text("a")
+    paths = [str(tmp_path / "texts"), str(tmp_path / "a.txt"), str(tmp_path / "none"), "builtin:evals-polish"]
+    config.sft.sources = [ChatSource(path) for path in paths]
+    config.dpo.sources = [PreferenceSource(paths[0]), PreferenceSource(paths[3])]
+    found = of(config, "error", stages)
+    assert [line.split(";")[0].split(", allowed")[0] for line in found] == [
+        f"sft.sources[2].path: no such file or directory: '{tmp_path}/none'",
+        "dpo.sources[1].path: no such file or directory: 'builtin:evals-polish'",
+        f"sft.sources[1].path: found no text in '{tmp_path}/a.txt'",
+    ]
+    assert found[1].endswith("allowed: a .jsonl file, a directory of them, or builtin:polish-corrections")
+    assert len(of(config, "error", ["preferences"])) == 1
+    assert of(config, "error", ["import_hf", "data"]) == []
 
 
 def test_a_source_that_would_give_no_sample(config: Config, tmp_path: Path):

@@ -55,6 +55,20 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ("", [BLEND + "[{path:a,language:p}]"], "prune.calibration.sources[0].language: found 'p', allowed: a word"),
         ("", [BLEND + "[{path:a,weight:0}]"], "prune.calibration.sources[0].weight: found 0.0, allowed: a positive"),
         ("", [BLEND + "[{path:a,weight:inf}]"], "prune.calibration.sources[0].weight: found inf, allowed: a positive"),
+        ("", ["sft.sources=[{path:a},{path:' '}]"], "sft.sources[1].path: found ' ', allowed: text that is not blank"),
+        ("", ["dpo.sources=[{path:'~/x'}]"], "dpo.sources[0].path: found '~/x', allowed: a path without ~"),
+        ("", ["dpo.sources=[{path:a,language:p}]"], "dpo.sources[0].language: found 'p', allowed: a word such as"),
+        (
+            "",
+            ["sft.sources=[{path:a,format:message}]"],
+            "sft.sources[0].format: found 'message', allowed: auto, mess",
+        ),
+        (
+            "",
+            ["sft.sources=[{path:a,weight:0.005}]"],
+            "sft.sources[0].weight: found 0.005, allowed: hundredths from",
+        ),
+        ("", ["sft.sources=[{path:a,weight:1.5}]"], "sft.sources[0].weight: found 1.5, allowed: hundredths from 0.01"),
         ("", ["data.sources=[{path:a,weight:0}]"], "data.sources[0].weight: found 0.0, allowed: a positive number, or"),
         ("", [MIX], "data.sources[1].weight: found null, allowed: a positive number, since others have one"),
         (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from bielik_nemo import pipeline
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.config_align import ChatSource
@@ -21,7 +22,7 @@ from bielik_nemo.errors import DataError
 cpu.enable()
 
 from bielik_nemo.engine.labelled import Conversations  # noqa: E402
-from bielik_nemo.stages import chat  # noqa: E402
+from bielik_nemo.stages import GRAPH, chat  # noqa: E402
 
 S, START, END = 256, 259, 260
 
@@ -118,7 +119,7 @@ def test_more_bad_lines_than_allowed_stop_the_stage(run_dir: Path, config: Confi
     rows[8] = line("x", "y").replace("output", "answer")
     (tmp_path / "b.jsonl").write_text("".join(rows))
     config.sft.sources.append(ChatSource(path=str(tmp_path / "b.jsonl")))
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as caught, pipeline._failure(run_dir / "chat", GRAPH["chat"]):
         chat.run(config, run_dir)
     path, place = tmp_path / "b.jsonl", [7, 8, 9]  # a blank line is behind each good one: lines 1, 3, 5, then 7 to 12
     reasons = "; ".join(
@@ -129,7 +130,7 @@ def test_more_bad_lines_than_allowed_stop_the_stage(run_dir: Path, config: Confi
         f"{reasons}; all: {run_dir / 'chat' / 'skipped.jsonl'}"
     )
     assert len((run_dir / "chat" / "skipped.jsonl").read_text().splitlines()) == 11
-    assert not list((run_dir / "chat").rglob("*.idx"))
+    assert [path.name for path in (run_dir / "chat").iterdir()] == ["skipped.jsonl"]  # the pipeline clears the rest
 
 
 def test_copies_of_a_prompt_are_on_one_side(run_dir: Path, config: Config, tmp_path: Path):

@@ -202,10 +202,8 @@ def test_conversations_and_preferences_count_by_their_content(config: Config, tm
     for name in ("a/b.jsonl", "a.jsonl", "c.txt"):
         (tmp_path / name).touch()
     for stage in ("chat", "preferences"):
-        assert set(pipeline._digest_source(str(tmp_path), pipeline.SOURCE_FILES[stage], None)) == {
-            "a/b.jsonl",
-            "a.jsonl",
-        }
+        found = pipeline._digest_source(str(tmp_path), pipeline.SOURCE_FILES[stage], None)
+        assert set(found) == {"a/b.jsonl", "a.jsonl"}
 
 
 def test_built_in_sources_count_by_what_makes_them(graph, config: Config, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The command line: `bielik-nemo <stage|pipeline|check|report> [options] [overrides]`.
+"""The command line: `bielik-nemo <stage|pipeline|check|report|data preview> [options] [overrides]`.
 
 Only what a command needs is imported, so that help and composing answer at once. What the user can mend is one line
 on standard error and exit status 2; a run that was asked to stop and goes on later is 75, sysexits' temporary failure;
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
     "data": "text -> tokenised training and held-out sets",
+    "data preview": "the beginning of sft.sources and dpo.sources, with what is trained marked by colour",
     "pretrain": "train the source further on the text, before it is scored, cut and teaches",
     "score": "importance of every layer, channel and head (Minitron)",
     "search": "shapes within the budgets of prune.search, the best of them by short distillation",
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     command = options.command
+    if command == "data" and options.overrides[:1] == ["preview"]:
+        command = f"{command} {options.overrides.pop(0)}"
     if command is not None and command not in COMMANDS:
         raise ConfigError(f"{command!r} is not a command; allowed: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}")
     if options.version:
@@ -128,7 +131,7 @@ def _help(command: str | None) -> str:
             f"bielik-nemo {command} [options] [overrides]\n\n  {COMMANDS[command]}\n\n{OPTIONS}\n"
             "overrides: key=value or group=option, such as experiment=tiny optim.lr=1e-4; --cfg job shows all keys\n"
         )
-    listed = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
+    listed = "".join(f"  {name:<12}  {text}\n" for name, text in COMMANDS.items())
     return (
         "bielik-nemo <command> [options] [overrides]\n\n"
         "Prune, distil and export a large language model with NeMo, Megatron-Core and Model Optimizer.\n\n"
@@ -165,6 +168,8 @@ def _run(command: str, config: Config) -> int:
         return _check(config)
     if command == "report":
         return _report(config)
+    if command == "data preview":
+        return _preview(config)
     from bielik_nemo import pipeline
 
     pipeline.run(config, [command] if command in STAGES else None)
@@ -206,4 +211,13 @@ def _report(config: Config) -> int:
     page = report.write(config.run.dir)
     Console().print(report.table(report.collect(config.run.dir)))
     print(page)
+    return 0
+
+
+def _preview(config: Config) -> int:
+    from rich.console import Console
+
+    from bielik_nemo.data.preview import preview
+
+    preview(config, Console())
     return 0

@@ -124,10 +124,11 @@ def test_marks_under_the_tokenizers_own_template(tmp_path: Path):
 
 
 def test_a_space_before_an_answer_is_not_trained(tmp_path: Path):
-    """Byte-level tokenizers commonly say of a token that it begins behind its spaces: there this one would be trained."""
+    """Byte-level tokenizers commonly say of a token that it begins behind its spaces, where the answer is."""
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
+    turn = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}a: {% endif %}"
     record = messages(("user", "x"), ("assistant", "y"))
     (found,) = tokens(tokenizer, record, tmp_path=tmp_path, template=OwnTemplate)
     assert found == [asked("u: x\na: ") + answer("y\n")]

@@ -153,6 +153,24 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["pipeline.stages=[chat,sft]", "parallel.cp=2"],
             "sft.packing: found True, allowed: False with parallel.cp=2",
         ),
+        (
+            "",
+            ["pipeline.stages=[preferences,reference,dpo]", "dpo.max_steps=50"],
+            "dpo.warmup_steps: found 50, allowed: less than dpo.max_steps=50",
+        ),
+        (
+            FULL,
+            ["pipeline.stages=[preferences,reference]", "dpo.micro_batch_size=2"],
+            "dpo.micro_batch_size: found 2, allowed: 1 on GPUs",
+        ),
+        (
+            FULL,
+            ["pipeline.stages=[preferences,reference,dpo]", "parallel.cp=2"],
+            "parallel.cp: found 2, allowed: 1 with reference or dpo in pipeline.stages",
+        ),
+        ("", ["dpo.loss=paper"], "dpo.loss: found 'paper', allowed: bielik, smaug, plain"),
+        ("", ["dpo.beta_rejected=0"], "dpo.beta_rejected: found 0.0, allowed: a positive number, or null"),
+        ("", ["dpo.label_smoothing=0.5"], "dpo.label_smoothing: found 0.5, allowed: 0 up to, not including, 0.5"),
         # (2 ** 31 - 1) / 100 = 21,474,836 tokens; 1024 * 32768 = 33,554,432.
         (
             "",

@@ -11,6 +11,13 @@ PACE += ("decay_steps", "weight_decay")
 BETAS = ("optim.beta1", "optim.beta2", "optim.clip_grad")
 """What they take of `optim`."""
 
+RHYTHM = tuple(key for key in TRAINING if key != "trainer.recompute")
+"""What of the rhythm of training they take; whether activations are computed again, each says for itself."""
+
+COPIED = ("data.held_out_fraction", "data.held_out_tokens", "data.language_weights", "data.separate_documents")
+COPIED += ("optim.reference_tokens",)
+"""What they have no use for, and only copy with the sections in which `Config.paced_by` puts theirs."""
+
 TRAINED = ("megatron", "architecture.json", "metrics.jsonl", "batches.json")
 """What they leave."""
 
@@ -57,7 +64,8 @@ ALIGNMENT = (
             "distill.gate_max_loss",
             "parallel",
             "cluster",
-            *TRAINING,
+            *RHYTHM,
+            *COPIED,
             "trainer.max_hours",
             "pipeline.stages",
         ),
@@ -75,7 +83,7 @@ ALIGNMENT = (
     ),
     Stage(
         "reference",
-        keys=("model.dtype", "dpo.seq_length"),
+        keys=("model.dtype", "dpo.seq_length", "trainer.precision"),
         outputs=("log_probs.safetensors", "reference.json"),
         free=("dpo.micro_batch_size", "parallel", "cluster", "run.seed", "pipeline.stages"),
         needs=("import_hf", "model", "preferences"),
@@ -108,7 +116,8 @@ ALIGNMENT = (
             "chat.held_out_pairs",
             "parallel",
             "cluster",
-            *TRAINING,
+            *RHYTHM,
+            *COPIED,
             "trainer.max_hours",
             "pipeline.stages",
         ),

@@ -86,7 +86,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         preference=preference,
         dtype=config.model.dtype,
         seq_length=own.seq_length,
-        recompute=config.trainer.recompute,
+        recompute=paced.trainer.recompute,
         hf=str(streamed) if streamed.is_dir() else "",
     )
     dataset = run_.Config(PreferenceDataset, log_probs=log_probs, **planned)

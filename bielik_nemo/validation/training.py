@@ -18,6 +18,8 @@ def problems(config: Config) -> Iterator[str]:
     yield from _distillation(config)
     if "sft" in config.pipeline.stages:
         yield from _sft(config)
+    if not {"reference", "dpo"}.isdisjoint(config.pipeline.stages):
+        yield from _dpo(config)
 
 
 def _schedules(config: Config) -> Iterator[str]:
@@ -171,3 +173,13 @@ def _sft(config: Config) -> Iterator[str]:
         )
     if own.forward_kl and own.reference_tokens and own.normalization == "weights":
         yield "sft.normalization: found 'weights', allowed: tokens with sft.forward_kl and sft.reference_tokens"
+
+
+def _dpo(config: Config) -> Iterator[str]:
+    """What cached references and the training on them ask for: whole answers, kept apart in packed sequences."""
+    own, cp = config.dpo, config.parallel.cp
+    if cp > 1:
+        yield f"parallel.cp: found {cp}, allowed: 1 with reference or dpo in pipeline.stages, which need whole answers"
+    if config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
+        # Transformer Engine takes the conversations' lengths instead of a mask, of one sequence at a time.
+        yield f"dpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"

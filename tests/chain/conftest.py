@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Chain:
     finished: Path
     secret: str
     made: Callable[[str], Path]
+    stages: Sequence[str] = tuple(CHAIN)
 
     def config(self, run_dir: Path, *overrides: str) -> Config:
         return config.compose("tiny", [*self.overrides, f"run.dir='{run_dir}'", *overrides])
@@ -49,7 +50,7 @@ class Chain:
         """A copy of the finished run, without the stage `before` and all after it."""
         run_dir = self.made(name) / name
         shutil.copytree(self.finished, run_dir)
-        for stage in CHAIN[CHAIN.index(before) :] if before else ():
+        for stage in self.stages[self.stages.index(before) :] if before else ():
             shutil.rmtree(run_dir / stage)
         return run_dir
 
@@ -91,4 +92,46 @@ def chain(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", found.secret)
         assert cli.main(arguments) == 0
+    return found
+
+
+ALIGN = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export"]
+ALIGNED = (
+    "pipeline.stages=[" + ",".join(ALIGN) + "]",
+    *(f"{stage}.{setting}" for stage in ("sft", "dpo") for setting in ("seq_length=256", "max_steps=6")),
+    *(f"{stage}.{setting}" for stage in ("sft", "dpo") for setting in ("warmup_steps=1", "recompute=none")),
+    "sft.global_batch_size=2",
+    "sft.lr=1e-3",
+    "dpo.global_batch_size=4",
+    "dpo.lr=1e-4",
+    "chat.held_out_fraction=0.2",
+    "chat.held_out_tokens=256",
+    "chat.held_out_pairs=8",
+)
+
+
+@pytest.fixture(scope="session")
+def aligned(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """A finished run from conversations and pairs to an export, without pruning and distillation."""
+    here = tmp_path_factory.mktemp("aligned")
+    chats, pairs = here / "chats.jsonl", here / "pairs.jsonl"
+    questions = [
+        (f"Ile to jest {a} dodać {b}?", f"{a} + {b} = {a + b}.", a + b + 1) for a in range(8) for b in range(5)
+    ]
+    chat = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer, _ in questions
+    ]
+    pair = [{"prompt": asked, "chosen": answer, "rejected": f"Chyba {wrong}."} for asked, answer, wrong in questions]
+    for path, lines in ((chats, chat), (pairs, pair)):
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    sources = [f"sft.sources=[{{path:'{chats}',language:pl}}]", f"dpo.sources=[{{path:'{pairs}',language:pl}}]"]
+    found = Chain(
+        overrides=[f"model.source='{tiny_hf}'", *SHORT, *ALIGNED, *sources],
+        secret="",
+        finished=here / "run",
+        made=lambda name: tmp_path_factory.mktemp(name),
+        stages=ALIGN,
+    )
+    pipeline.run(found.config(found.finished))
     return found

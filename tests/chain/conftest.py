@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from bielik_nemo import cli, config, pipeline
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.stages import GRAPH
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import runs`
 
 # Six steps, a checkpoint after every second, a measurement after every third.
 SHORT = (

@@ -12,8 +12,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_kill import assert_whole, run_jobs
-from test_reruns import unfinished
+from runs import assert_whole, run_jobs, unfinished
 
 from bielik_nemo.artifacts import read_json
 from bielik_nemo.errors import GateError
@@ -49,7 +48,7 @@ CHANGES = {
     "sft.reference_tokens=100": TRAINING,
     "sft.normalization=weights": TRAINING,
     "sft.forward_kl=0.5": TRAINING,
-    "sft.lora={}": TRAINING,
+    "sft.lora={rank:8}": TRAINING,
     "sft.recompute=full": [],
     "sft.micro_batch_size=2": [],
     "distill.temperature=2": TRAINING,

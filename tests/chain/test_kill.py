@@ -7,7 +7,6 @@ another, so that together they are all states that a kill can leave. Two tests k
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import random
 import re
@@ -19,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import assert_whole, run_jobs
 
 from bielik_nemo.config import CHAIN
 
-KILLER = Path(__file__).with_name("killer.py")
 # Of six steps with a checkpoint after every second: which stage is killed before which operation on which file, and at
 # how many steps a restart must begin (checkpoints are named by the index of their last step).
 MOMENTS = {
@@ -46,15 +45,6 @@ MOMENTS = {
 RANDOM = "at random"
 
 
-def run_jobs(jobs: list[dict], folder: Path) -> list[dict]:
-    """What became of each job, one after another."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    with open(folder / "killer.log", "w") as log:
-        command = [sys.executable, str(KILLER), str(folder / "jobs.json"), str(folder / "results.json")]
-        assert subprocess.run(command, stdout=log, stderr=log).returncode == 0, folder / "killer.log"
-    return json.loads((folder / "results.json").read_text())
-
-
 def kill_and_restart(jobs: list[dict], folder: Path) -> Iterator[tuple[dict, dict]]:
     """Run every job twice, killed and not; yield both outcomes of each."""
     results = run_jobs([{**job, "kill": kill} for job in jobs for kill in (job["kill"], None)], folder)
@@ -66,13 +56,6 @@ def at_random(job: dict, kills: int, records: int, seed: int) -> list[dict]:
     draw = random.Random(seed)
     moments = [["open", "distill/metrics.jsonl", draw.randint(2, records), draw.uniform(0, 0.2)] for _ in range(kills)]
     return [{**job, "kill": kill} for kill in (*moments, None)]
-
-
-def assert_whole(run_dir: Path) -> None:
-    """Nothing half-written and nothing of use only to an unfinished stage is left."""
-    names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")]
-    odd = ("partial", ".tmp", "unfinished", "unchecked", "checkpoints", "index_cache", "superseded")
-    assert [name for name in names if any(word in name for word in odd)] == []
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from runs import unfinished
 
-from bielik_nemo import pipeline
-from bielik_nemo.config import CHAIN, Config, load
-from bielik_nemo.errors import DataError
+from bielik_nemo.config import CHAIN, load
 from bielik_nemo.stages import GRAPH
 
 AFTER_DATA = CHAIN[1:]  # all that stands on the tokenised text
@@ -94,18 +93,6 @@ CHANGES = {
     "distill.gate_tolerance=0.5": [],
     "pipeline.stages=[import_hf,data,score,prune,distill,export]": [],
 }
-
-
-def unfinished(config: Config, run_dir: Path) -> list[str]:
-    """The stages that would run, in order, if everything that runs gave another result."""
-    found = []
-    for name in config.pipeline.stages:
-        try:
-            done = pipeline.finished(config, GRAPH[name], run_dir)[0] is not None
-        except DataError:  # one that it needs is not
-            done = False
-        found += [] if done else [name]
-    return found
 
 
 @pytest.mark.parametrize("change", CHANGES)

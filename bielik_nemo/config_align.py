@@ -35,7 +35,7 @@ class Chat:
 class LoRA:
     """Low-rank adapters (arXiv 2106.09685) by NeMo's PEFT: the model stays frozen, and gets them added in the end."""
 
-    rank: int = 32
+    rank: int = 0  # 0: there are none, all weights are trained
     alpha: int = 32
     dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"])
@@ -62,7 +62,7 @@ class SFT:
     reference_tokens: Optional[int] = None  # adaptive rate: lr * sqrt(trained tokens of the batch / these)
     normalization: str = "tokens"  # of a batch's weighted loss: its trained tokens, or the sum of their weights
     forward_kl: float = 0.0  # weight of KL(source || model) on the same tokens, beside cross-entropy's 1
-    lora: Optional[LoRA] = None  # null: all weights are trained
+    lora: LoRA = field(default_factory=LoRA)
 
 
 @dataclass

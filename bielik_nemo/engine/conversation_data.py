@@ -29,6 +29,9 @@ cpu.enable()
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
 
 WEIGHTS = "weights.safetensors"
+MORE = 1
+"""Samples that a dataset has beyond those of the run: NeMo refuses to begin where none is left, though a run that had
+done its last step when it was killed needs none (nemo 2.7.3)."""
 
 
 class Weighted(NamedTuple):
@@ -150,7 +153,7 @@ class ConversationDataset(Dataset):
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.plan.packs))
 
     def __len__(self) -> int:
-        return self.samples
+        return self.samples + MORE
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         epoch, place = divmod(index, len(self.plan.packs))

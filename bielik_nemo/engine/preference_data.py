@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, default_collate
 
 from bielik_nemo.data import packing
 from bielik_nemo.engine import datasets
-from bielik_nemo.engine.conversation_data import SampleData, Weighted, lay
+from bielik_nemo.engine.conversation_data import MORE, SampleData, Weighted, lay
 from bielik_nemo.engine.labelled import Conversations
 from bielik_nemo.errors import DataError
 
@@ -255,10 +255,10 @@ class PreferenceDataset(Dataset):
         self.reference = references(log_probs, directory, self.pairs)
 
     def __len__(self) -> int:
-        return self.plan.steps * self.plan.sequences
+        return self.plan.steps * self.plan.sequences + MORE
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        step, place = divmod(index, self.plan.sequences)
+        step, place = divmod(index % (len(self) - MORE), self.plan.sequences)
         packed = self.plan.batches[step]
         chosen = packed[place].tolist() if place < len(packed) else []
         pairs = [self.pairs[pair] for pair in chosen]

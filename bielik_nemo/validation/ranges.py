@@ -52,6 +52,7 @@ POSITIVE = (
     "sft.global_batch_size",
     "sft.micro_batch_size",
     "sft.lr",
+    "sft.lora.alpha",
     "dpo.epochs",
     "dpo.seq_length",
     "dpo.global_batch_size",
@@ -79,7 +80,10 @@ PHASES = ("pretrain", "distill_long", "sft", "dpo")
 NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in PHASES for key in ("min_lr", "warmup_steps"))
 NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", *PHASES))
 NOT_NEGATIVE += ("sft.weight_decay", "sft.forward_kl", "dpo.weight_decay", "dpo.penalty", "merge.weight")
-NOT_NEGATIVE += ("merge.snapshots",)
+NOT_NEGATIVE += (
+    "sft.lora.rank",
+    "merge.snapshots",
+)
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))

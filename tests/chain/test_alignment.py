@@ -48,7 +48,7 @@ CHANGES = {
     "sft.reference_tokens=100": TRAINING,
     "sft.normalization=weights": TRAINING,
     "sft.forward_kl=0.5": TRAINING,
-    "sft.lora={rank:8}": TRAINING,
+    "sft.lora.rank=8": TRAINING,
     "sft.recompute=full": [],
     "sft.micro_batch_size=2": [],
     "distill.temperature=2": TRAINING,
@@ -92,6 +92,7 @@ MOMENTS = {
     "sft: all but the manifest": ("sft", "os.rename", "sft/manifest.json", 1),
     "reference: all but the manifest": ("reference", "os.rename", "reference/manifest.json", 1),
     "dpo: between two checkpoints": ("dpo", "open", "dpo/metrics.jsonl", 5),
+    "dpo: all but the manifest": ("dpo", "os.rename", "dpo/manifest.json", 1),
     "dpo: in a checkpoint": ("dpo", "open", "dpo/checkpoints/step=3/weights/.metadata.tmp", 1),
 }
 

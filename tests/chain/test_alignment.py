@@ -72,6 +72,7 @@ CHANGES = {
     "dpo.gate_tolerance=0.1": [],
     "dpo.recompute=full": [],
     "trainer.keep_best=true": TRAINING,
+    "trainer.snapshot_every=2": TRAINING,
     "trainer.precision=bf16-mixed": TRAINING,
     "optim.beta1=0.8": TRAINING,
     "optim.beta2=0.9": TRAINING,

@@ -65,6 +65,8 @@ def _source(
 ) -> None:
     bad = [f"{line.file}:{line.number}: {line.example}" for line in lines if isinstance(line.example, BadLine)]
     found = [(line, texts) for line, _, texts in chat.tokenised(tokenizer, lines)]
+    if not lines:
+        raise DataError(f"{where}: holds no lines")
     if not found:
         raise DataError(f"{where}: none of the first {len(lines)} lines can be used; {'; '.join(bad[:NAMED])}")
     for line, texts in found[:SHOWN]:

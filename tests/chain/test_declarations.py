@@ -6,6 +6,7 @@ for a new one.
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "merge"]
+RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "chat", "preferences", "merge"]
 
 LONGER = (
     "distill_long.seq_length=256",
@@ -95,6 +96,11 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, *refit, stages=["prune"])
         student = f"prune.student='{chain.finished}/export/hf'"
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
+        asked, keys = run_dir / "asked.jsonl", ("prompt", "chosen", "rejected", "instruction", "output")
+        rows = [json.dumps(dict(zip(keys, (str(i), "a", "b", str(i), "a"), strict=True))) for i in range(40)]
+        asked.write_text("\n".join(rows))
+        chain.run(run_dir, f"sft.sources=[{{path:'{asked}'}}]", stages=["chat"])
+        chain.run(run_dir, f"dpo.sources=[{{path:'{asked}'}}]", stages=["preferences"])
         merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
         chain.run(run_dir, *merging, stages=["merge"])
     return read

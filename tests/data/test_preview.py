@@ -125,6 +125,7 @@ def test_what_cannot_be_shown_is_one_line(preview: Preview, model: Path, tmp_pat
     )
     status, _, err = preview(f"dpo.sources=[{{path: '{tmp_path}/none.jsonl'}}]")
     assert status == 2 and "none.jsonl: no such file or directory" in err
+    assert preview(f"sft.sources=[{{path: '{write(tmp_path / 'empty.jsonl')}'}}]")[2].endswith("holds no lines\n")
     shutil.rmtree(model)
     status, _, err = preview(f"dpo.sources=[{{path: '{bad}'}}]")
     assert status == 2 and err.startswith("error: model.source: no such directory")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bielik_nemo.config import Config
-from bielik_nemo.stages.alignment import ALIGNMENT
+from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE
 from bielik_nemo.stages.compression import COMPRESSION
 from bielik_nemo.stages.stage import RESUMED, Stage, whole
 
@@ -32,10 +32,29 @@ LAST = (
     ),
     Stage(
         "evaluate",
-        keys=("model.dtype", "evaluate", "data.seq_length", "data.held_out_tokens"),
+        keys=(
+            "model.dtype",
+            "evaluate",
+            "data.seq_length",
+            "data.held_out_tokens",
+            "chat.held_out_tokens",
+            "chat.held_out_pairs",
+        ),
         outputs=("metrics.json",),
-        free=("parallel.tp", "run.seed", "pipeline.stages"),
-        needs=("import_hf", "source", "data", "prune", "distilled"),
+        # What decides `sft` and `dpo` changes what is read of them.
+        free=(
+            "sft.seq_length",
+            "sft.packing",
+            "sft.micro_batch_size",
+            "dpo.seq_length",
+            "dpo.micro_batch_size",
+            *PREFERENCE,
+            "parallel.tp",
+            "run.seed",
+            "pipeline.stages",
+        ),
+        needs=("import_hf", "source"),
+        uses=("data", "prune", "distill", "distill_long", "chat", "sft", "preferences", "reference", "dpo", "merge"),
         # Generation with a KV cache runs on one pipeline stage.
         layout=lambda config: (config.parallel.tp, 1),
     ),

@@ -18,6 +18,10 @@ COPIED = ("data.held_out_fraction", "data.held_out_tokens", "data.language_weigh
 COPIED += ("optim.reference_tokens",)
 """What they have no use for, and only copy with the sections in which `Config.paced_by` puts theirs."""
 
+PREFERENCE = tuple(f"dpo.{name}" for name in ("loss", "beta", "beta_rejected", "penalty"))
+PREFERENCE += ("dpo.label_smoothing", "dpo.length_normalized")
+"""The loss of preference optimisation."""
+
 TRAINED = ("megatron", "architecture.json", "metrics.jsonl", "batches.json")
 """What they leave."""
 
@@ -95,12 +99,7 @@ ALIGNMENT = (
         keys=(
             "model.dtype",
             *(f"dpo.{name}" for name in PACE),
-            "dpo.loss",
-            "dpo.beta",
-            "dpo.beta_rejected",
-            "dpo.penalty",
-            "dpo.label_smoothing",
-            "dpo.length_normalized",
+            *PREFERENCE,
             *BETAS,
             "trainer.precision",
             "trainer.keep_best",

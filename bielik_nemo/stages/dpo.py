@@ -68,45 +68,48 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     planned, before = drawn(config, run_dir), run_dir / model_stage(config, "dpo")
     found = plan(**planned)
     paced, shape = settings(config, found), Architecture.from_json(before / "architecture.json")
-    log_probs, streamed = str(run_dir / "reference" / reference.LOG_PROBS), before / "hf"
-    own = config.dpo
-    preference = run_.Config(
-        Preference,
-        loss=own.loss,
-        beta=own.beta,
-        beta_rejected=own.beta_rejected,
-        penalty=own.penalty,
-        label_smoothing=own.label_smoothing,
-        length_normalized=own.length_normalized,
-        vocab_size=shape.vocab_size,
-    )
+    streamed, own, measured = before / "hf", config.dpo, held_out(config, run_dir, shape.vocab_size)
     model = run_.Config(
         PreferenceModel,
         architecture=run_.Config(Architecture, **asdict(shape)),
-        preference=preference,
+        preference=measured.preference,
         dtype=config.model.dtype,
         seq_length=own.seq_length,
         recompute=paced.trainer.recompute,
         hf=str(streamed) if streamed.is_dir() else "",
     )
-    dataset = run_.Config(PreferenceDataset, log_probs=log_probs, **planned)
+    dataset = run_.Config(PreferenceDataset, log_probs=measured.log_probs, **planned)
     data = training.samples(paced, dataset, run_dir / "preferences" / "train", run_dir / "import_hf" / "tokenizer")
     fdl.update_callable(data, PreferenceData)
-    measured = run_.Config(
-        HeldOutPairs,
-        directory=str(run_dir / "preferences" / "held_out"),
-        log_probs=log_probs,
-        seq_length=own.seq_length,
-        pairs=config.chat.held_out_pairs,
-        batch_size=own.micro_batch_size,
-        preference=preference,
-    )
     flops, begins = flops_per_token(None, shape, own.seq_length), None if model.hf else before / "megatron"
     work = fit.task(paced, run_dir, "dpo", model, data, begins, flops, measured, found.filled)
     guard = next(each for each in work.trainer.callbacks if fdl.get_callable(each) is Guard)
     guard.floor = math.log(2)  # preferences that have been learned cost next to nothing: ten times that is no spike
     work.trainer.callbacks.append(run_.Config(ReferenceGate, own.gate_tolerance))
     return work
+
+
+def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutPairs]:
+    """The run's held-out pairs, and the loss."""
+    own = config.dpo
+    return run_.Config(
+        HeldOutPairs,
+        directory=str(run_dir / "preferences" / "held_out"),
+        log_probs=str(run_dir / "reference" / reference.LOG_PROBS),
+        seq_length=own.seq_length,
+        pairs=config.chat.held_out_pairs,
+        batch_size=own.micro_batch_size,
+        preference=run_.Config(
+            Preference,
+            loss=own.loss,
+            beta=own.beta,
+            beta_rejected=own.beta_rejected,
+            penalty=own.penalty,
+            label_smoothing=own.label_smoothing,
+            length_normalized=own.length_normalized,
+            vocab_size=vocab_size,
+        ),
+    )
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Held-out loss and sample continuations of the source, the pruned and the distilled model, side by side.
+"""All models of a pipeline side by side: on held-out text, answers and preference pairs, and in what they say.
 
-Leaves `metrics.json`. All three run as Megatron models on the same tokens.
+Leaves `metrics.json`. All run as Megatron models on the same tokens: text where the pipeline has `data`, answers where
+it has `chat`; pairs where it has `reference`, for that model and what came of it.
 """
 
 from __future__ import annotations
@@ -8,51 +9,98 @@ from __future__ import annotations
 import gc
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import fiddle as fdl
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import convert, datasets, distributed, generate, model
-from bielik_nemo.stages import distilled_stage, source_stage
+from bielik_nemo.engine import against_reference, convert, datasets, distributed, generate, model
+from bielik_nemo.stages import distilled_stage, dpo, model_stage, sft, source_stage
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+def compared(config: Config) -> dict[str, str]:
+    """The models that the pipeline has, by what they are called, and their stages."""
+    made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo", "merged": "merge"}
+    return {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Measure all three models."""
-    settings = config.evaluate
-    models = {"source": source_stage(config), "pruned": "prune", "distilled": distilled_stage(config)}
-    held_out = datasets.HeldOut(
-        str(run_dir / "data" / "held_out"), config.data.seq_length, config.data.held_out_tokens, settings.batch_size
-    )
-    losses: dict[str, float] = {}
-    by_language: dict[str, dict[str, float]] = {}
-    samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in settings.prompts]
+    """Measure all models."""
+    metrics: dict[str, Any] = {}
+    samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in config.evaluate.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
-        for name, stage in models.items():
-            architecture = Architecture.from_json(run_dir / stage / "architecture.json")
-            tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
-            gpt = model.gpt_config(architecture, tp=config.parallel.tp, dtype=config.model.dtype)
-            megatron = model.build(gpt, architecture)
-            convert.load_stage(megatron, run_dir / stage, architecture)
-            with ui.progress(f"held-out loss, {name}", held_out.batches()) as advance:
-                losses[name], by_language[name] = held_out.measure(megatron, advance)
+        for name, stage in compared(config).items():
+            megatron, shape = _load(config, run_dir / stage)
+            for measure in (_text, _answers, _pairs):
+                for key, value in measure(config, run_dir, megatron, name, stage).items():
+                    metrics.setdefault(key, {})[name] = value
             for sample in samples:
-                prompt = tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
-                ids = generate.greedy(
-                    megatron, prompt, settings.sample_tokens, architecture.vocab_size, tokenizer.eos_token_id
-                )
-                sample[name] = tokenizer.decode(ids)
+                sample[name] = _continued(config, run_dir, megatron, shape, sample["prompt"])
             del megatron
             gc.collect()
-    metrics = {
-        "held_out_loss": losses,
-        "perplexity": {name: math.exp(loss) for name, loss in losses.items()},
-        "tokens": sum(blocks[:, 1:].numel() for blocks in held_out.blocks().values()),
-        "samples": samples,
-    }
-    if len(by_language["source"]) > 1:
-        metrics["held_out_loss_by_language"] = by_language
+    told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference") if key in metrics}
+    if "held_out_loss" in metrics:
+        metrics["perplexity"] = {name: math.exp(loss) for name, loss in metrics["held_out_loss"].items()}
+        metrics["tokens"] = sum(blocks[:, 1:].numel() for blocks in _held_out(config, run_dir).blocks().values())
     if distributed.rank() == 0:
-        artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics)
-    return {"held_out_loss": losses}
+        artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics | {"samples": samples})
+    return told
+
+
+def _load(config: Config, directory: Path) -> tuple[GPTModel, Architecture]:
+    """A stage's model and its shape."""
+    shape = Architecture.from_json(directory / "architecture.json")
+    megatron = model.build(model.gpt_config(shape, tp=config.parallel.tp, dtype=config.model.dtype), shape)
+    convert.load_stage(megatron, directory, shape)
+    return megatron, shape
+
+
+def _held_out(config: Config, run_dir: Path) -> datasets.HeldOut:
+    return datasets.HeldOut(
+        str(run_dir / "data" / "held_out"),
+        config.data.seq_length,
+        config.data.held_out_tokens,
+        config.evaluate.batch_size,
+    )
+
+
+def _text(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+    if "data" not in config.pipeline.stages:
+        return {}
+    held_out = _held_out(config, run_dir)
+    with ui.progress(f"held-out loss, {name}", held_out.batches()) as advance:
+        loss, by_language = held_out.measure(megatron, advance)
+    return {"held_out_loss": loss} | ({"held_out_loss_by_language": by_language} if len(by_language) > 1 else {})
+
+
+def _answers(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+    if "chat" not in config.pipeline.stages:
+        return {}
+    with ui.progress(f"held-out answers, {name}") as advance:
+        loss, *parts = fdl.build(sft.held_out(config, run_dir)).measure(megatron, advance)
+    named = zip(("answer_loss_by_source", "answer_loss_by_language"), parts, strict=True)
+    return {"answer_loss": loss} | {key: part for key, part in named if len(part) > 1}
+
+
+def _pairs(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+    before = model_stage(config, "reference")
+    if "reference" not in config.pipeline.stages or stage not in (before, "dpo", "merge"):
+        return {}
+    vocab_size = Architecture.from_json(run_dir / before / "architecture.json").vocab_size
+    pairs = fdl.build(dpo.held_out(config, run_dir, vocab_size))
+    with ui.progress(f"held-out pairs, {name}", len(pairs.batches())) as advance:
+        reference = None if stage == before else _load(config, run_dir / before)[0]
+        return {"preference": against_reference.measure(megatron, pairs, reference, advance)}
+
+
+def _continued(config: Config, run_dir: Path, megatron: GPTModel, shape: Architecture, prompt: str) -> str:
+    tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", shape.vocab_size)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    count, end = config.evaluate.sample_tokens, tokenizer.eos_token_id
+    return tokenizer.decode(generate.greedy(megatron, ids, count, shape.vocab_size, end))

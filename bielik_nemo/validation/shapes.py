@@ -138,10 +138,11 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
     if target != source:
         found += [f"{problem} (pruned model)" for problem in target.check_parallel(tp, pp)]
     longest = source.max_position_embeddings
+    reading = {stage for stage in stages if stage != "evaluate" or "data" in stages}
     for key, readers in SEQUENCES.items():
         length = view(config, [key])[key]
         stretched = key == "distill_long.seq_length" and config.distill_long.rotary_base
-        if length > longest and not stretched and not readers.isdisjoint(stages):
+        if length > longest and not stretched and not readers.isdisjoint(reading):
             more = ", or more with distill_long.rotary_base" if key.startswith("distill_long") else ""
             found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context{more}")
     if "teacher" in stages and config.teacher.kind == "top_k" and config.teacher.top_k > source.vocab_size:

@@ -41,7 +41,7 @@ def config(checkpoint: Path, tmp_path: Path) -> Config:
         f"run.dir='{tmp_path}/runs/x'",
         f"data.sources=[{{path:'{tmp_path}/texts'}}]",
     ]
-    return compose("tiny", overrides)
+    return compose("tiny", ["pipeline=compress", *overrides])
 
 
 def of(config: Config, level: str = "error", stages: list[str] | None = None) -> list[str]:

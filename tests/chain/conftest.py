@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import runs`
 
 # Six steps, a checkpoint after every second, a measurement after every third.
 SHORT = (
+    "pipeline=compress",
     "trainer.max_steps=6",
     "trainer.checkpoint_every=2",
     "trainer.validate_every=3",

@@ -15,7 +15,6 @@ RHYTHM = tuple(key for key in TRAINING if key != "trainer.recompute")
 """What of the rhythm of training they take; whether activations are computed again, each says for itself."""
 
 COPIED = ("data.held_out_fraction", "data.held_out_tokens", "data.language_weights", "data.separate_documents")
-COPIED += ("optim.reference_tokens",)
 """What they have no use for, and only copy with the sections in which `Config.paced_by` puts theirs."""
 
 PREFERENCE = tuple(f"dpo.{name}" for name in ("loss", "beta", "beta_rejected", "penalty"))
@@ -61,7 +60,6 @@ ALIGNMENT = (
         outputs=TRAINED,
         scratch=("checkpoints", "best"),
         free=(
-            "sft.sources.language",
             "sft.micro_batch_size",
             "sft.recompute",
             "chat.held_out_tokens",
@@ -117,6 +115,7 @@ ALIGNMENT = (
             "cluster",
             *RHYTHM,
             *COPIED,
+            "optim.reference_tokens",
             "trainer.max_hours",
             "pipeline.stages",
         ),

@@ -99,7 +99,7 @@ def chain(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return found
 
 
-ALIGN = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export"]
+ALIGN = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export", "evaluate"]
 ALIGNED = (
     "pipeline.stages=[" + ",".join(ALIGN) + "]",
     *(f"{stage}.{setting}" for stage in ("sft", "dpo") for setting in ("seq_length=256", "max_steps=6")),
@@ -116,7 +116,7 @@ ALIGNED = (
 
 @pytest.fixture(scope="session")
 def aligned(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """A finished run from conversations and pairs to an export, without pruning and distillation."""
+    """A finished run from conversations and pairs to an export, measured, without pruning and distillation."""
     here = tmp_path_factory.mktemp("aligned")
     chats, pairs = here / "chats.jsonl", here / "pairs.jsonl"
     questions = [

@@ -18,19 +18,20 @@ from bielik_nemo.artifacts import read_json
 from bielik_nemo.errors import GateError
 from bielik_nemo.stages import GRAPH
 
-AFTER_CHAT = ["sft", "reference", "dpo", "export"]
-AFTER_SFT = ["reference", "dpo", "export"]
-AFTER_PAIRS = ["reference", "dpo", "export"]
+DPO = ["dpo", "export", "evaluate"]
+AFTER_CHAT = ["sft", "reference", *DPO]
+AFTER_SFT = ["reference", *DPO]
+AFTER_PAIRS = ["reference", *DPO]
 TRAINING = ["sft", *AFTER_SFT]
-ALL = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export"]
+ALL = ["import_hf", "chat", "sft", "preferences", "reference", *DPO]
 CHANGES = {
     "model.dtype=bfloat16": ALL,
     "run.seed=7": ALL[1:],
     "chat.template=tokenizer": ALL[1:],
     "chat.held_out_fraction=0.5": ALL[1:],
     "chat.max_bad_share=0.5": [],
-    "chat.held_out_tokens=300": [],
-    "chat.held_out_pairs=4": [],
+    "chat.held_out_tokens=300": ["evaluate"],
+    "chat.held_out_pairs=4": ["evaluate"],
     "sft.sources.0.format=messages": ["chat", *AFTER_CHAT],
     "sft.sources.0.language=en": ["chat", *AFTER_CHAT],
     "sft.sources.0.weight=0.5": ["chat", *AFTER_CHAT],
@@ -54,21 +55,21 @@ CHANGES = {
     "distill.temperature=2": TRAINING,
     "dpo.sources.0.language=en": ["preferences", *AFTER_PAIRS],
     "dpo.seq_length=300": AFTER_PAIRS,
-    "dpo.epochs=1": ["dpo", "export"],
-    "dpo.max_steps=8": ["dpo", "export"],
-    "dpo.global_batch_size=2": ["dpo", "export"],
-    "dpo.schedule=cosine": ["dpo", "export"],
-    "dpo.lr=1e-3": ["dpo", "export"],
-    "dpo.min_lr=1e-5": ["dpo", "export"],
-    "dpo.warmup_steps=2": ["dpo", "export"],
-    "dpo.decay_steps=1": ["dpo", "export"],
-    "dpo.weight_decay=0.1": ["dpo", "export"],
-    "dpo.loss=plain": ["dpo", "export"],
-    "dpo.beta=0.2": ["dpo", "export"],
-    "dpo.beta_rejected=0.2": ["dpo", "export"],
-    "dpo.penalty=5": ["dpo", "export"],
-    "dpo.label_smoothing=0.1": ["dpo", "export"],
-    "dpo.length_normalized=true": ["dpo", "export"],
+    "dpo.epochs=1": DPO,
+    "dpo.max_steps=8": DPO,
+    "dpo.global_batch_size=2": DPO,
+    "dpo.schedule=cosine": DPO,
+    "dpo.lr=1e-3": DPO,
+    "dpo.min_lr=1e-5": DPO,
+    "dpo.warmup_steps=2": DPO,
+    "dpo.decay_steps=1": DPO,
+    "dpo.weight_decay=0.1": DPO,
+    "dpo.loss=plain": DPO,
+    "dpo.beta=0.2": DPO,
+    "dpo.beta_rejected=0.2": DPO,
+    "dpo.penalty=5": DPO,
+    "dpo.label_smoothing=0.1": DPO,
+    "dpo.length_normalized=true": DPO,
     "dpo.gate_tolerance=0.1": [],
     "dpo.recompute=full": [],
     "trainer.keep_best=true": TRAINING,
@@ -82,7 +83,7 @@ CHANGES = {
     "optim.lr=1": [],
     "optim.weight_decay=0.5": [],
     "trainer.max_steps=99": [],
-    "data.seq_length=64": [],
+    "data.seq_length=64": ["evaluate"],  # which reads it where there is text
     "parallel=tp2": [],
 }
 
@@ -169,6 +170,22 @@ def test_the_first_loss_of_dpo_is_ln_2(aligned):
     lines = (aligned.finished / "dpo" / "metrics.jsonl").read_text().splitlines()
     first = next(record for record in map(json.loads, lines) if "loss" in record)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_evaluation_measures_what_training_did(aligned):
+    """The same held-out answers after SFT, the same pairs after DPO; the reference is compared with nothing."""
+    found = read_json(aligned.finished / "evaluate" / "metrics.json")
+    last = {}
+    for stage in ("sft", "dpo"):
+        lines = (aligned.finished / stage / "metrics.jsonl").read_text().splitlines()
+        last[stage] = [record for record in map(json.loads, lines) if "held_out_loss" in record][-1]
+    assert list(found["answer_loss"]) == ["source", "sft", "dpo"] and "held_out_loss" not in found
+    assert found["answer_loss"]["sft"] == pytest.approx(last["sft"]["held_out_loss"], rel=1e-6)
+    assert list(found["preference"]["sft"]) == ["likelier"]
+    measured = found["preference"]["dpo"]
+    for name in ("accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio"):
+        assert measured[name] == pytest.approx(last["dpo"][f"held_out_{name}"], rel=1e-5, abs=1e-6), name
+    assert 0 < measured["kl"] < 0.1 and 0 <= measured["likelier"] <= 1
 
 
 def test_references_of_another_model_stop_dpo_before_it_is_trained(aligned):

@@ -6,7 +6,6 @@ for a new one.
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "chat", "preferences", "merge"]
+RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "merge"]
+RUN += ["chat", "sft", "preferences", "reference", "dpo"]
 
 LONGER = (
     "distill_long.seq_length=256",
@@ -74,8 +74,8 @@ def test_recording_notes_values_in_lists():
 
 
 @pytest.fixture(scope="module")
-def reads(chain) -> dict[str, set[str]]:
-    """What each stage reads in a whole run, in another with the stage `teacher`, and pruning in other ways."""
+def reads(chain, aligned) -> dict[str, set[str]]:
+    """What each stage reads in a whole run, in others with `teacher` and with alignment, and pruning in other ways."""
     read: dict[str, set[str]] = {name: set() for name in RUN}
     run = Stage.run
 
@@ -96,13 +96,9 @@ def reads(chain) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, *refit, stages=["prune"])
         student = f"prune.student='{chain.finished}/export/hf'"
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
-        asked, keys = run_dir / "asked.jsonl", ("prompt", "chosen", "rejected", "instruction", "output")
-        rows = [json.dumps(dict(zip(keys, (str(i), "a", "b", str(i), "a"), strict=True))) for i in range(40)]
-        asked.write_text("\n".join(rows))
-        chain.run(run_dir, f"sft.sources=[{{path:'{asked}'}}]", stages=["chat"])
-        chain.run(run_dir, f"dpo.sources=[{{path:'{asked}'}}]", stages=["preferences"])
         merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
         chain.run(run_dir, *merging, stages=["merge"])
+        aligned.run(aligned.empty("reads"), "sft.max_steps=2", "sft.forward_kl=0.5", "dpo.max_steps=2")
     return read
 
 

@@ -18,11 +18,11 @@ from bielik_nemo import budget
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
-from bielik_nemo.data import blend
+from bielik_nemo.data import blend, builtin_chat
 from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
-from bielik_nemo.errors import CheckpointError, ConfigError
+from bielik_nemo.errors import CheckpointError, ConfigError, DataError
 from bielik_nemo.prune import latency, search
 from bielik_nemo.validation import problems
 from bielik_nemo.validation.ranges import chat_sources, text_sources
@@ -239,7 +239,12 @@ def _blend(config: Config) -> Iterator[str]:
 
 def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     for text in _needed_texts(config, wanted):
-        if text.path not in text.builtin and not Path(text.path).exists():
+        if text.path in CONVERSATIONS and text.path in text.builtin:
+            try:
+                builtin_chat.files(text.path)
+            except DataError as error:
+                yield f"{text.key}: {error}"
+        elif text.path not in text.builtin and not Path(text.path).exists():
             yield f"{text.key}: no such file or directory: {text.path!r}; allowed: {text.allowed}"
 
 

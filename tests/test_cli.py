@@ -223,7 +223,7 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
 
 
 def test_check_prints_findings_and_budget(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert cli.main(["check", "experiment=tiny", f"run.dir={tmp_path}"]) == 0
+    assert cli.main(["check", "experiment=tiny", "pipeline=compress", f"run.dir={tmp_path}"]) == 0
     text = capsys.readouterr().out
     assert "255,424 parameters" in text and "163,136 parameters" in text
     assert text.splitlines()[-1] == "0 errors, 0 warnings"

@@ -11,7 +11,7 @@ from bielik_nemo import preflight
 from bielik_nemo.config import Config, compose
 from bielik_nemo.config_align import ChatSource, MergeModel, PreferenceSource
 from bielik_nemo.config_prune import BlendSource
-from bielik_nemo.data import text
+from bielik_nemo.data import builtin_chat, text
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.validation.shapes import source_architecture
 
@@ -212,6 +212,7 @@ def test_texts_of_the_calibration_blend(config: Config, tmp_path: Path):
 def test_sources_of_conversations_and_preferences(config: Config, tmp_path: Path):
     """They are read by stages of their own, and as .jsonl alone; a built-in set of conversations may have no pairs."""
     stages = ["import_hf", "chat", "preferences"]
+    config.sft.sources = config.dpo.sources = []
     assert [line.split(":")[0] for line in of(config, "error", stages)] == ["sft.sources", "dpo.sources"]
     (tmp_path / "a.txt").write_text("a")
     paths = [str(tmp_path / "texts"), str(tmp_path / "a.txt"), str(tmp_path / "none"), "builtin:evals-polish"]
@@ -226,6 +227,15 @@ def test_sources_of_conversations_and_preferences(config: Config, tmp_path: Path
     assert "allowed: a .jsonl file, a directory of them, or builtin:polish-corrections" in found[1]
     assert len(of(config, "error", ["preferences"])) == 1
     assert of(config, "error", ["import_hf", "data"]) == []
+
+
+def test_a_built_in_set_whose_package_is_not_installed(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(builtin_chat, "CORRECTIONS_FILE", ("lingotweaker-data-xx", "0.1.5", "a.xml", ""))
+    config.sft.sources, config.dpo.sources = [], [PreferenceSource("builtin:polish-corrections")]
+    (found,) = of(config, "error", ["preferences"])
+    assert found.startswith(
+        "dpo.sources[0].path: builtin:polish-corrections needs the Python package lingotweaker-data-xx,"
+    )
 
 
 def test_a_source_that_would_give_no_sample(config: Config, tmp_path: Path):

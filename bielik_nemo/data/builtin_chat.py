@@ -20,6 +20,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -72,8 +73,8 @@ def conversations(name: str) -> Iterator[dict[str, Any]]:
         for wrong, right in _corrections(name):
             yield {"messages": [{"role": "user", "content": _request(wrong)}, {"role": "assistant", "content": right}]}
         return
-    for file, sha256 in QUESTIONS[name].items():
-        yield from _questions(name, file, sha256)
+    for path in files(name):
+        yield from _questions(path)
 
 
 def pairs(name: str) -> Iterator[dict[str, Any]]:
@@ -84,6 +85,19 @@ def pairs(name: str) -> Iterator[dict[str, Any]]:
     _known(name, PAIRS)
     for wrong, right in _corrections(name):
         yield {"prompt": _request(wrong), "chosen": right, "rejected": wrong}
+
+
+def files(name: str) -> list[Path]:
+    """The files that a built-in set is read from.
+
+    Raises `DataError` where its package is not installed, or holds another file.
+    """
+    if name in PAIRS:
+        return [packaged_file(name, *CORRECTIONS_FILE, DataError)]
+    return [
+        packaged_file(name, *EVALS, f"evals/registry/data/{file}.jsonl", sha256, DataError)
+        for file, sha256 in QUESTIONS[name].items()
+    ]
 
 
 def _known(name: str, allowed: tuple[str, ...]) -> None:
@@ -112,7 +126,7 @@ def _all_corrections(name: str) -> Iterator[tuple[str, str]]:
     file declares entities of its own; that it is the one with this digest is what makes it safe to parse.
     """
     seen = set()
-    path = packaged_file(name, *CORRECTIONS_FILE, DataError)
+    (path,) = files(name)
     for example in ElementTree.parse(path).iter("example"):
         correction, marker = example.get("correction", "").split("|")[0], example.find("marker")
         if not correction or marker is None:  # a sentence without a mistake, or a rule that proposes nothing
@@ -124,10 +138,9 @@ def _all_corrections(name: str) -> Iterator[tuple[str, str]]:
             yield wrong, right
 
 
-def _questions(name: str, file: str, sha256: str) -> Iterator[dict[str, Any]]:
+def _questions(path: Path) -> Iterator[dict[str, Any]]:
     """The conversations of one set of `evals`, each question once, with the first of its ideal answers."""
     seen = set()
-    path = packaged_file(name, *EVALS, f"evals/registry/data/{file}.jsonl", sha256, DataError)
     for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
         sample = json.loads(line)
         ideal = sample["ideal"][0] if isinstance(sample["ideal"], list) else sample["ideal"]

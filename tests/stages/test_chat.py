@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -189,16 +189,17 @@ def test_a_set_in_which_nothing_is_trained_or_everything(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_one_bad_line_in_a_million_and_memory_that_does_not_grow(run_dir: Path, config: Config, tmp_path: Path):
-    """A million weights take 1 MB; the file has 60. What Python allocates at most is far below it."""
+    """A million examples at once would take 1 GB. What grows is Megatron's list of lengths, and a byte for each."""
     with open(tmp_path / "a.jsonl", "w") as file:
         for number in range(1_000_000):
             file.write(line(f"{number}", "tak") if number != 777_776 else '{"instruction": 1, "output": "x"}\n')
-    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summary = chat.run(config, run_dir)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert sum(summary[side]["conversations"] for side in ("train", "held_out")) == 999_999
     assert summary["sources"][0]["skipped"] == 1
     (row,) = map(json.loads, (run_dir / "chat" / "skipped.jsonl").read_text().splitlines())
     assert (row["line"], row["why"]) == (777_777, "'instruction' is not text")
-    assert peak < 100e6
+    assert grown < 400 * 1024

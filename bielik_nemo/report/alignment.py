@@ -108,6 +108,7 @@ def _sft(numbers: dict[str, Any]) -> str:
 
 def _dpo(numbers: dict[str, Any]) -> str:
     told, measured = (numbers.get("dpo", {}).get(kind, []) for kind in ("training", "validation"))
+    rewards = {"chosen_reward": "chosen", "rejected_reward": "rejected"}
     ratios = {"held_out_chosen_log_ratio": "chosen", "held_out_rejected_log_ratio": "rejected"}
     panels = plots.panels(
         ("Loss", "nats per pair", told, {"loss": ""}, {}),
@@ -115,6 +116,7 @@ def _dpo(numbers: dict[str, Any]) -> str:
         ("Held-out accuracy", "share of the pairs", measured, {"held_out_accuracy": ""}, {}),
         ("Held-out margin", "of rewards", measured, {"held_out_margin": ""}, {}),
         ("Held-out answers against the reference", "nats above it", measured, ratios, {"zero": True}),
+        ("Rewards", "of a batch's answers", told, rewards, {"zero": True}),
         ("Learning rate", "", told, {"lr": ""}, {"minor": True}),
     )
     return _card(numbers, "dpo", "pairs", "Preference optimisation", panels)

@@ -10,7 +10,8 @@ from bielik_nemo.report.files import numbers_of, parse
 
 _TRAINING = ("step", "loss", "kl", "agreement", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "seconds")
 _PREFERENCES = ("accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio")
-_COLUMNS = (*_TRAINING, *_PREFERENCES, "held_out_loss", *(f"held_out_{name}" for name in _PREFERENCES))
+_REWARDS = ("chosen_reward", "rejected_reward")
+_COLUMNS = (*_TRAINING, *_PREFERENCES, *_REWARDS, "held_out_loss", *(f"held_out_{name}" for name in _PREFERENCES))
 _TABLES = ("held_out_loss_by_source", "held_out_loss_by_language")
 
 

@@ -48,7 +48,8 @@ def run_dir(tmp_path):
     put(run / "sft" / "batches.json", {"sequences": 7, "filled": 0.975})
     pairs = {"held_out_accuracy": 0.875, "held_out_margin": 1.5}
     pairs |= {"held_out_chosen_log_ratio": -0.25, "held_out_rejected_log_ratio": -15.0}
-    rows = ({"step": 0, "held_out_loss": 0.6931}, {"step": 1, "loss": 0.5}, {"step": 1, "held_out_loss": 0.4, **pairs})
+    trained = {"step": 1, "loss": 0.5, "chosen_reward": 0.25, "rejected_reward": -1.25}
+    rows = ({"step": 0, "held_out_loss": 0.6931}, trained, {"step": 1, "held_out_loss": 0.4, **pairs})
     put(run / "dpo" / "metrics.jsonl", lines(*rows))
     put(
         run / "evaluate" / "metrics.json",
@@ -98,7 +99,7 @@ def test_numbers_are_those_of_the_files(run_dir):
 
 def test_page_tells_every_model_every_curve_and_every_source(run_dir):
     """Curves: SFT loss, held-out, by source, by language, rate, norm; DPO loss, held-out loss, accuracy, margin, both
-    answers against the reference."""
+    answers against the reference, rewards."""
     html = page(report.collect(run_dir))
     titles = [plot.split("<title>")[1].split("<")[0] for plot in html.split("<svg ")[1:]]
     assert titles == [
@@ -113,6 +114,7 @@ def test_page_tells_every_model_every_curve_and_every_source(run_dir):
         "Held-out accuracy, share of the pairs, by step",
         "Held-out margin, of rewards, by step",
         "Held-out answers against the reference, nats above it, by step",
+        "Rewards, of a batch&#x27;s answers, by step",
     ]
     assert all(f">{name}<" in html for name in ("pl&lt;1&gt;", "$en$", "chosen", "rejected"))
     text = Reader(html).text

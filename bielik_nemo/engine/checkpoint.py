@@ -155,10 +155,13 @@ def _io():
 def save(model: GPTModel, directory: Path) -> None:
     """Write the weights of a model that is spread over all ranks; `directory` appears only when complete.
 
-    What is only trained beside it, the projections of `hidden_states`, is left out.
+    What is only trained beside it, the projections of `hidden_states`, is left out; adapters are added to the weights.
     """
+    from bielik_nemo.engine import lora  # NeMo: not where checkpoints are only checked
+
     state = model.sharded_state_dict(prefix="module.")
     state = {name: value for name, value in state.items() if not name.startswith("module.hidden_states.")}
+    state = lora.merged(model, state, "module.")
     with distributed.whole_directory(directory) as partial, in_process_results_queue():
         _io().save_checkpoint({"state_dict": state}, partial)
 

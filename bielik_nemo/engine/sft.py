@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.engine import convert, schedules
+from bielik_nemo.config_align import LoRA
+from bielik_nemo.engine import convert, lora, schedules
 from bielik_nemo.engine.criterion import HUNDREDTHS, SumsReduction
 from bielik_nemo.engine.pretraining import PretrainingModel
 
@@ -30,7 +31,9 @@ class SFTModel(PretrainingModel):
         seq_length: tokens per sample.
         normalization: what a batch's loss is divided by: `tokens`, `weights`.
         recompute: which activations are computed again in the backward pass.
-        hf: Hugging Face directory that it starts from; empty: it is restored from a checkpoint.
+        origin: directory of the stage whose model it starts from; empty: it is restored from a checkpoint.
+        lora: adapters that are trained instead of it; None: none. They need its `origin`.
+        seed: of the adapters.
     """
 
     def __init__(
@@ -40,24 +43,29 @@ class SFTModel(PretrainingModel):
         seq_length: int,
         normalization: str = "tokens",
         recompute: str = "none",
-        hf: str = "",
+        origin: str = "",
+        lora: LoRA | None = None,
+        seed: int = 0,
         optim: Any = None,
         tokenizer: Any = None,
     ):
         super().__init__(architecture, dtype, seq_length, recompute, optim=optim, tokenizer=tokenizer)
-        self.normalization, self.hf = normalization, hf
+        self.normalization, self.origin = normalization, origin
+        self.lora, self.seed = lora, seed
 
     def configure_model(self) -> None:
         """Build it in the trainer's layout.
 
         Raises:
-            CheckpointError: its Hugging Face directory cannot be loaded.
+            CheckpointError: what it starts from cannot be loaded.
         """
         if hasattr(self, "module"):
             return
         super().configure_model()
-        if self.hf:
-            convert.load_hf(self.module, Path(self.hf), self.architecture)
+        if self.origin:
+            convert.load_stage(self.module, Path(self.origin), self.architecture)
+        if self.lora:
+            lora.add(self.module, self.lora, self.seed)
 
     @property
     def training_loss_reduction(self) -> SumsReduction:

@@ -1,5 +1,7 @@
 """Train the pipeline's model on the answers of conversations, beside the source as a teacher or without.
 
+With `sft.lora` the model itself is frozen, and what is learnt is added to it in what is left.
+
 Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `batches.json` (what a batch is made of) and NeMo's logs in
 `nemo/`; until the pipeline has recorded it also `checkpoints/`, from which an interrupted run goes on.
 """
@@ -17,6 +19,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
+from bielik_nemo.config_align import LoRA
 from bielik_nemo.engine import training
 from bielik_nemo.engine.conversation_data import ConversationDataset, Plan, plan
 from bielik_nemo.engine.criterion import Criterion
@@ -57,9 +60,10 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     else:
         model, teacher = _alone(paced, shape), None
     begins: Path | None = origin / "megatron"
-    if streamed.is_dir():
-        begins = None
-        setattr(model, "student_hf" if teaches else "hf", str(streamed))
+    if streamed.is_dir() and teaches:
+        begins, model.student_hf = None, str(streamed)
+    elif streamed.is_dir() or config.sft.lora:
+        begins, model.origin = None, str(origin)
     directory, samples = run_dir / "chat" / "train", paced.trainer.max_steps * paced.data.global_batch_size
     dataset = run_.Config(
         ConversationDataset, str(directory), config.sft.seq_length, config.sft.packing, config.run.seed, samples
@@ -83,6 +87,8 @@ def _alone(config: Config, shape: Architecture) -> run_.Config[SFTModel]:
         seq_length=config.data.seq_length,
         normalization=config.sft.normalization,
         recompute=config.trainer.recompute,
+        lora=run_.Config(LoRA, **asdict(config.sft.lora)) if config.sft.lora else None,
+        seed=config.run.seed,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from bielik_nemo.config import Config
+from bielik_nemo.config_align import LoRA
 from bielik_nemo.config_training import LIVE_ONLY
 
 
@@ -171,6 +172,8 @@ def _sft(config: Config) -> Iterator[str]:
             f"sft.global_batch_size: found {own.global_batch_size} sequences of {own.seq_length}, allowed: at most "
             f"{largest:,} tokens with sft.normalization=weights"
         )
+    if own.lora:
+        yield from _lora(config, own.lora)
     if own.forward_kl and own.reference_tokens and own.normalization == "weights":
         yield "sft.normalization: found 'weights', allowed: tokens with sft.forward_kl and sft.reference_tokens"
 
@@ -183,3 +186,17 @@ def _dpo(config: Config) -> Iterator[str]:
     if config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
         # Transformer Engine takes the conversations' lengths instead of a mask, of one sequence at a time.
         yield f"dpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"
+
+
+def _lora(config: Config, lora: LoRA) -> Iterator[str]:
+    targets, tp = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), config.parallel.tp
+    if lora.rank < 1 or lora.rank % tp:
+        yield f"sft.lora.rank: found {lora.rank}, allowed: positive multiples of parallel.tp={tp}"
+    if lora.alpha < 1:
+        yield f"sft.lora.alpha: found {lora.alpha}, allowed: a positive number"
+    if not 0 <= lora.dropout < 1:
+        yield f"sft.lora.dropout: found {lora.dropout}, allowed: 0 up to, not including, 1"
+    if not lora.targets or set(lora.targets) - set(targets):
+        yield f"sft.lora.targets: found {lora.targets}, allowed: some of {', '.join(targets)}"
+    if config.sft.forward_kl:
+        yield f"sft.forward_kl: found {config.sft.forward_kl}, allowed: 0 with sft.lora"

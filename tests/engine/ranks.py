@@ -438,7 +438,7 @@ class Layout:
         here, config = self.out / name, self.config()
         config.pipeline.stages = ["import_hf", "prune", "chat", "sft"]
         ready = here / "ready"
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and not ready.exists():
             (here / "sft").mkdir(parents=True)
             (here / "chat").symlink_to(self.inputs / "chat")
             for stage, model in (("import_hf", kind), ("prune", begins or kind)):
@@ -466,6 +466,35 @@ class Layout:
         self.packed()
         taught = {"forward_kl": 0.5, "normalization": "tokens", "reference_tokens": 10}
         self.tuned("taught", "llama", "llama_student", steps=2, **taught)
+
+    def lora(self) -> None:
+        """Only adapters learn, of a model whose embedding is tied; in one process once more from the fourth step on.
+
+        Records how far the logits of what is left are from those of the frozen model with its adapters, and from the
+        frozen model's own, relative to the largest.
+        """
+        import shutil
+
+        from bielik_nemo.config_align import LoRA
+        from bielik_nemo.engine import checkpoint, forward, lora
+
+        settings = LoRA(rank=8, alpha=16)
+        self.tuned("lora", "tied", lora=settings)
+        here, a = self.out / "lora" / "sft", self.architecture("tied")
+        with self.layout():
+            adapted = self.model(a, self.megatron("tied"))
+            lora.add(adapted, settings, seed=0)
+            checkpoint.load(adapted, here / "checkpoints" / "step=5")
+            models = adapted, self.model(a, here / "megatron"), self.model(a, self.megatron("tied"))
+            said, left, before = (forward.logits(model, calibration(self.inputs), a.vocab_size) for model in models)
+            for name, other in (("merged", said), ("learnt", before)):
+                self.record(f"lora {name}", float((left - other).abs().max() / left.abs().max()))
+        if self.name == "single":
+            metrics = here / "metrics.jsonl"
+            shutil.copyfile(metrics, here.parent / "whole.jsonl")
+            shutil.rmtree(here / "checkpoints" / "step=5")
+            self.tuned("lora", "tied", lora=settings)
+        self.record("lora", "done")
 
     def unpacked(self) -> None:
         """The same conversations with a sequence each; and again with as many tokens to divide by as are trained."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,40 +31,58 @@ class HeldOutPairs:
     pairs: int  # in which the sources have equal parts
     batch_size: int
     preference: Preference
+    sources: list[str]  # names for people
+    languages: list[str]  # of the sources, in their order
 
     def record(self, model: GPTModel) -> dict[str, Any]:
-        """What is to be written down of a model: means over pairs."""
-        found = self.measure(model)
-        return {f"held_out_{name}": found[name] for name in RECORDED}
+        """What is to be written down of a model: means over pairs, the loss by source and language too if several."""
+        totals = self.measure(model)
+        found = _means(totals)
+        parts = {
+            f"held_out_loss_by_{kind}": {
+                name or "unnamed": _means(totals[[i for i, each in enumerate(names) if each == name]])["loss"]
+                for name in dict.fromkeys(names)
+            }
+            for kind, names in (("source", self.sources), ("language", self.languages))
+        }
+        means = {f"held_out_{name}": found[name] for name in RECORDED}
+        return means | {name: losses for name, losses in parts.items() if len(losses) > 1}
 
-    def measure(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Mean over all pairs of what `Preference.measure` names; the same on every rank.
+    def measure(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> Tensor:
+        """Of each source the sums over its pairs that `Preference.measure` returns, fp64; the same on every rank.
 
         Args:
             model: this rank's part.
             on_batch: called once a batch is through.
         """
-        totals = torch.zeros(len(self.preference.names) + 1, dtype=torch.float64, device=distributed.device())
+        shape = len(self.sources), len(Preference.names) + 1
+        totals = torch.zeros(shape, dtype=torch.float64, device=distributed.device())
 
         def add(logits: Tensor, given: Any) -> None:
             wanted = (given[name].to(logits.device) for name in ("words", "loss_mask", *LAST))
-            totals.add_(self.preference.measure(logits.transpose(0, 1), *wanted))
+            totals[given["source"]] += self.preference.measure(logits.transpose(0, 1), *wanted)
 
         forward.passes(model, self.batches(), add, on_batch)
-        *sums, count = forward.from_last_stage(totals).tolist()
-        return {name: each / count for name, each in zip(self.preference.names, sums, strict=True)}
+        return forward.from_last_stage(totals)
 
-    def batches(self) -> list[dict[str, Tensor]]:
-        """The batches of one measurement."""
+    def batches(self) -> list[dict[str, Any]]:
+        """The batches of one measurement; `source` is the number of the one that a batch is of."""
         pairs = Pairs(self.directory, self.seq_length)
         given = references(self.log_probs, self.directory, pairs)
         part = -(-self.pairs // len(pairs.names))
-        numbers = range(len(pairs.names))
-        chosen = np.concatenate([pairs.usable[pairs.source[pairs.usable] == number][:part] for number in numbers])
-        packed = packing.pack(pairs.lengths[chosen], self.seq_length)
-        sequences = [chosen[packed[i]] for i in range(len(packed))]
-        places = max(map(len, sequences))
-        samples = [lay_pairs([pairs[i] for i in each], self.seq_length, places, given[each]) for each in sequences]
         # Transformer Engine takes the bounds of one sequence at a time.
-        size = 1 if attention.HAVE_TE else self.batch_size
-        return [batch(samples[start : start + size]) for start in range(0, len(samples), size)]
+        size, found = 1 if attention.HAVE_TE else self.batch_size, []
+        for source in range(len(pairs.names)):
+            chosen = pairs.usable[pairs.source[pairs.usable] == source][:part]
+            packed = packing.pack(pairs.lengths[chosen], self.seq_length)
+            sequences = [chosen[packed[i]] for i in range(len(packed))]
+            places = max(map(len, sequences), default=0)
+            samples = [lay_pairs([pairs[i] for i in each], self.seq_length, places, given[each]) for each in sequences]
+            parts = (samples[start : start + size] for start in range(0, len(samples), size))
+            found += [batch(part) | {"source": source} for part in parts]
+        return found
+
+
+def _means(totals: Tensor) -> dict[str, float]:
+    *sums, count = totals.sum(0).tolist()
+    return {name: each / max(count, 1) for name, each in zip(Preference.names, sums, strict=True)}

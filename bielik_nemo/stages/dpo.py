@@ -14,7 +14,7 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run_
 
-from bielik_nemo import ui
+from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
@@ -91,7 +91,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutPairs]:
     """The run's held-out pairs, and the loss."""
-    own = config.dpo
+    own, sources = config.dpo, artifacts.read_json(run_dir / "preferences" / "summary.json")["sources"]
     return run_.Config(
         HeldOutPairs,
         directory=str(run_dir / "preferences" / "held_out"),
@@ -109,6 +109,8 @@ def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[Held
             length_normalized=own.length_normalized,
             vocab_size=vocab_size,
         ),
+        sources=[each["name"] for each in sources],
+        languages=[each["language"] for each in sources],
     )
 
 

@@ -20,7 +20,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
-from bielik_nemo.engine import checkpoint, convert, distributed, model, reference_pass
+from bielik_nemo.engine import convert, distributed, model, reference_pass
 from bielik_nemo.engine.preference import Preference
 from bielik_nemo.engine.preference_data import Pairs
 from bielik_nemo.errors import DataError
@@ -92,10 +92,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     wanted, found = origin(config, run_dir), {}
     with distributed.model_parallel(tp, pp, config.run.seed):
         megatron = model.build(model.gpt_config(shape, tp=tp, pp=pp, dtype=dtype(config)), shape)
-        if (before / "hf").is_dir():
-            convert.load_hf(megatron, before / "hf", shape)
-        else:
-            checkpoint.load(megatron, before / "megatron")
+        convert.load_stage(megatron, before, shape)
         copies, start = config.world_size // (tp * pp), time.monotonic()
         with ui.progress("reference", sum(-(-len(each) // copies) for each in work.values())) as advance:
             for part, pairs in parts.items():

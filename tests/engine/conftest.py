@@ -44,7 +44,7 @@ class Results:
 def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], Path]) -> Path:
     """Every random checkpoint, a tokenizer that pads with its end-of-text token, and datasets of random tokens."""
     from bielik_nemo.data import tiny
-    from bielik_nemo.engine import datasets, labelled
+    from bielik_nemo.engine import datasets
 
     base = tmp_path_factory.mktemp("inputs")
     for kind in random_hf.kinds:
@@ -62,14 +62,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, random_hf: Callable[[str], 
         _conversations(base / "chat" / name, draw)
     sources = [{"name": name, "language": name[:2]} for name in ("pl.jsonl", "en.jsonl")]
     (base / "chat" / "summary.json").write_text(json.dumps({"sources": sources}))
-    for name, count in (("train", 40), ("held_out", 6)):
-        (base / "preferences" / name).mkdir(parents=True)
-        with labelled.writer(base / "preferences" / name / "00000", 263) as add:
-            for _ in range(count):
-                prompt = [draw.randrange(256) for _ in range(draw.randint(1, 5))]
-                for _ in ("chosen", "rejected"):
-                    answer = [draw.randrange(256) for _ in range(draw.randint(1, 12))]
-                    add(prompt + answer, [False] * len(prompt) + [True] * len(answer))
+    _pairs(base / "preferences")
     return base
 
 
@@ -91,6 +84,21 @@ def _conversations(directory: Path, draw: random.Random) -> None:
                 add([draw.randrange(256) for _ in range(n + 1)], [place > n // 2 for place in range(n + 1)])
     weights = {"000": np.array([100, 50, 50, 100, 100, 50, 100], np.uint8), "001": np.full(5, 70, np.uint8)}
     save_file(weights, directory / "weights.safetensors")
+
+
+def _pairs(directory: Path) -> None:
+    """Random prompts of up to 5 tokens with a chosen and a rejected answer of up to 12."""
+    from bielik_nemo.engine import labelled
+
+    draw = random.Random(0)
+    for name, count in (("train/00000", 24), ("train/00001", 16), ("held_out/00000", 6)):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        with labelled.writer(directory / name, 263) as add:
+            for _ in range(count):
+                prompt = [draw.randrange(256) for _ in range(draw.randint(1, 5))]
+                for _ in ("chosen", "rejected"):
+                    answer = [draw.randrange(256) for _ in range(draw.randint(1, 12))]
+                    add(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
 
 @pytest.fixture(scope="session")

@@ -532,7 +532,8 @@ class Layout:
             for part in ("train", "held_out"):
                 pairs = Pairs(self.inputs / "preferences" / part, SEQ_LENGTH)
                 work = reference_pass.batches(pairs, 2)
-                found[f"{part}/00000"] = reference_pass.measure(model, fdl.build(self.preference()), pairs, work)
+                values = reference_pass.measure(model, fdl.build(self.preference()), pairs, work)
+                found |= {f"{part}/{name}": each for name, each in pairs.split(values).items()}
             if distributed.rank() == 0:
                 save_file(found, self.out / "log_probs.safetensors")
         self.record("refer", "done")
@@ -603,7 +604,7 @@ class Layout:
         log_probs = str(self.root / "single" / "log_probs.safetensors")
         config.data.micro_batch_size = 1
         drawn = {"directory": str(self.inputs / "preferences" / "train"), "seq_length": SEQ_LENGTH, "batch": BATCH}
-        drawn |= {"seed": 1, "unit": config.data_parallel_size, "epochs": 1.0, "max_steps": STEPS}
+        drawn |= {"seed": 2, "unit": config.data_parallel_size, "epochs": 1.0, "max_steps": STEPS}
         config.data.global_batch_size = plan(**drawn).sequences
         dataset = run.Config(PreferenceDataset, log_probs=log_probs, **drawn)
         data = training.samples(config, dataset, self.inputs, self.inputs / "tokenizer")
@@ -616,6 +617,8 @@ class Layout:
             pairs=30,
             batch_size=2,
             preference=self.preference(),
+            sources=["pl.jsonl", "en.jsonl"],
+            languages=["pl", "en"],
         )
         task = run.Partial(
             distillation.train,

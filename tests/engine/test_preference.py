@@ -76,12 +76,13 @@ def test_first_step_is_that_of_plain_transformers(layout, reference):
 @on_two_ranks
 def test_runs_are_the_same_under_every_layout(layout, single):
     """Six steps, the held-out pairs included, but for the tokens of a step, which may have an empty sequence more."""
-    one, two = (
-        [{key: value for key, value in record.items() if key != "tokens"} for record in each.metrics("prefer")]
-        for each in (single, layout)
-    )
+    one, two = single.metrics("prefer"), layout.metrics("prefer")
     assert len(one) == len(two) == 9
-    for a, b in zip(one, two, strict=True):
+    for both in zip(one, two, strict=True):
+        for name in ("held_out_loss_by_source", "held_out_loss_by_language"):
+            a, b = (record.pop(name, {}) for record in both)
+            assert b == pytest.approx(a, rel=1e-3)
+        a, b = ({name: value for name, value in record.items() if name != "tokens"} for record in both)
         assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
 
 
@@ -91,6 +92,10 @@ def test_it_learns(single):
     assert len(measured) == 3
     assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
     assert measured[-1]["held_out_chosen_log_ratio"] > measured[0]["held_out_chosen_log_ratio"]
+    for last in measured:
+        by_source = last.pop("held_out_loss_by_source")
+        assert last.pop("held_out_loss_by_language") == {"pl": by_source["pl.jsonl"], "en": by_source["en.jsonl"]}
+        assert last["held_out_loss"] == pytest.approx(sum(by_source.values()) / 2)
     assert measured[0].keys() == {
         "step", "held_out_loss", "held_out_accuracy", "held_out_margin", "held_out_chosen_log_ratio",
         "held_out_rejected_log_ratio", "tokens",
@@ -109,7 +114,8 @@ def test_cached_references_give_the_curve_of_a_live_reference(single):
 def test_references_are_the_same_under_every_layout(layout, single):
     assert layout["refer"] == single["refer"] == "done"
     one, two = (load_file(each.path / "log_probs.safetensors") for each in (single, layout))
-    assert {name: each.shape for name, each in one.items()} == {"train/00000": (40, 2), "held_out/00000": (6, 2)}
+    shapes = {"train/00000": (24, 2), "train/00001": (16, 2), "held_out/00000": (6, 2)}
+    assert {name: each.shape for name, each in one.items()} == shapes
     for name, values in one.items():
         torch.testing.assert_close(torch.from_numpy(two[name]), torch.from_numpy(values), rtol=1e-5, atol=1e-4)
 

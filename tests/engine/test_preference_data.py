@@ -10,8 +10,17 @@ import torch
 from safetensors.numpy import save_file
 
 from bielik_nemo.engine import labelled
-from bielik_nemo.engine.conversation_data import Weighted
-from bielik_nemo.engine.preference_data import Pairs, PreferenceDataset, Steps, cut, lay_pairs, plan, references
+from bielik_nemo.engine.conversation_data import SampleData, Weighted
+from bielik_nemo.engine.preference_data import (
+    Pairs,
+    PreferenceData,
+    PreferenceDataset,
+    Steps,
+    cut,
+    lay_pairs,
+    plan,
+    references,
+)
 from bielik_nemo.errors import DataError
 
 
@@ -138,6 +147,16 @@ def test_plan_and_samples(written, tmp_path):
         assert len(there) == 2
         given += there.tolist()
     assert sorted(given) == sorted(values.tolist() * 2)
+
+
+def test_a_run_goes_on_at_its_step_where_a_step_has_more_sequences(monkeypatch):
+    """Three steps of 4 sequences; gone on with in steps of 6 they are 18 samples."""
+    loaded: list[dict] = []
+    monkeypatch.setattr(SampleData, "load_state_dict", lambda self, state: loaded.append(state))
+    data = PreferenceData.__new__(PreferenceData)
+    data.global_batch_size = 6
+    data.load_state_dict({"consumed_samples": 12, "sequences": 4})
+    assert loaded == [{"consumed_samples": 18}]
 
 
 def test_what_is_not_pairs(written, tmp_path):

@@ -10,7 +10,7 @@ HIDDEN = "distill.weights.hidden_state=1"
 BLEND = "prune.calibration.sources="
 MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
 PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
-LORA = "+sft.lora="
+LORA = ("pipeline.stages=[chat,sft]", "sft.lora.rank=8")
 MERGE = "pipeline.stages=[import_hf,merge,export]"
 LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
@@ -404,17 +404,21 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["model.shape.head_dim=0"],
             "model.shape: architecture: head_dim: found 0, allowed: a positive integer",
         ),
-        ("", [LORA + "{rank:0}"], "sft.lora.rank: found 0, allowed: positive multiples of parallel.tp=1"),
+        ("", ["sft.lora.rank=-1"], "sft.lora.rank: found -1, allowed: zero or a positive number"),
         (
             "",
-            [LORA + "{rank:9}", "parallel.tp=2"],
-            "sft.lora.rank: found 9, allowed: positive multiples of parallel.tp",
+            [*LORA, "sft.lora.rank=9", "parallel.tp=2"],
+            "sft.lora.rank: found 9, allowed: 0, or multiples of parallel",
         ),
-        ("", [LORA + "{alpha:0}"], "sft.lora.alpha: found 0, allowed: a positive number"),
-        ("", [LORA + "{dropout:1}"], "sft.lora.dropout: found 1.0, allowed: 0 up to, not including, 1"),
-        ("", [LORA + "{targets:[]}"], "sft.lora.targets: found [], allowed: some of linear_qkv, linear_proj, linear_"),
-        ("", [LORA + "{targets:[output_layer]}"], "sft.lora.targets: found ['output_layer'], allowed: some of"),
-        ("", [LORA + "{}", "sft.forward_kl=1"], "sft.forward_kl: found 1.0, allowed: 0 with sft.lora"),
+        ("", ["sft.lora.alpha=0"], "sft.lora.alpha: found 0, allowed: a positive number"),
+        ("", ["sft.lora.dropout=1"], "sft.lora.dropout: found 1.0, allowed: 0 up to, not including, 1"),
+        (
+            "",
+            [*LORA, "sft.lora.targets=[]"],
+            "sft.lora.targets: found [], allowed: some of linear_qkv, linear_proj, lin",
+        ),
+        ("", [*LORA, "sft.lora.targets=[output_layer]"], "sft.lora.targets: found ['output_layer'], allowed: some of"),
+        ("", [*LORA, "sft.forward_kl=1"], "sft.forward_kl: found 1.0, allowed: 0 with sft.lora.rank=8"),
         # Merging.
         ("", ["trainer.snapshot_every=0"], "trainer.snapshot_every: found 0, allowed: a positive number, or null"),
         ("", ["merge.models=[{path:' '}]"], "merge.models[0].path: found ' ', allowed: text that is not blank"),

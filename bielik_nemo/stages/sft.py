@@ -1,6 +1,6 @@
 """Train the pipeline's model on the answers of conversations, beside the source as a teacher or without.
 
-With `sft.lora` the model itself is frozen, and what is learnt is added to it in what is left.
+With `sft.lora.rank` the model itself is frozen, and what is learnt is added to it in what is left.
 
 Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `batches.json` (what a batch is made of) and NeMo's logs in
 `nemo/`; until the pipeline has recorded it also `checkpoints/`, from which an interrupted run goes on.
@@ -20,9 +20,11 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
 from bielik_nemo.config_align import LoRA
+from bielik_nemo.data.chat import NAME
 from bielik_nemo.engine import training
 from bielik_nemo.engine.conversation_data import ConversationDataset, Plan, plan
 from bielik_nemo.engine.criterion import Criterion
+from bielik_nemo.engine.datasets import prefixes
 from bielik_nemo.engine.distillation import DistillationModel, TeacherGate
 from bielik_nemo.engine.held_out_answers import HeldOutAnswers
 from bielik_nemo.engine.progress import last_step, read
@@ -62,7 +64,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     begins: Path | None = origin / "megatron"
     if streamed.is_dir() and teaches:
         begins, model.student_hf = None, str(streamed)
-    elif streamed.is_dir() or config.sft.lora:
+    elif streamed.is_dir() or config.sft.lora.rank:
         begins, model.origin = None, str(origin)
     directory, samples = run_dir / "chat" / "train", paced.trainer.max_steps * paced.data.global_batch_size
     dataset = run_.Config(
@@ -87,7 +89,7 @@ def _alone(config: Config, shape: Architecture) -> run_.Config[SFTModel]:
         seq_length=config.data.seq_length,
         normalization=config.sft.normalization,
         recompute=config.trainer.recompute,
-        lora=run_.Config(LoRA, **asdict(config.sft.lora)) if config.sft.lora else None,
+        lora=run_.Config(LoRA, **asdict(config.sft.lora)) if config.sft.lora.rank else None,
         seed=config.run.seed,
     )
 
@@ -124,10 +126,15 @@ def _taught(
 
 def held_out(config: Config, run_dir: Path) -> run_.Config[HeldOutAnswers]:
     """The run's held-out answers."""
-    sources = artifacts.read_json(run_dir / "chat" / "summary.json")["sources"]
+    sources, directory = (
+        artifacts.read_json(run_dir / "chat" / "summary.json")["sources"],
+        run_dir / "chat" / "held_out",
+    )
+    there = prefixes(directory)  # a source of which nothing is held out has no dataset
+    sources = [source for number, source in enumerate(sources) if NAME.format(number) in there]
     return run_.Config(
         HeldOutAnswers,
-        directory=str(run_dir / "chat" / "held_out"),
+        directory=str(directory),
         seq_length=config.sft.seq_length,
         tokens=config.chat.held_out_tokens,
         batch_size=config.sft.micro_batch_size,

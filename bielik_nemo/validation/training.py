@@ -172,7 +172,7 @@ def _sft(config: Config) -> Iterator[str]:
             f"sft.global_batch_size: found {own.global_batch_size} sequences of {own.seq_length}, allowed: at most "
             f"{largest:,} tokens with sft.normalization=weights"
         )
-    if own.lora:
+    if own.lora.rank:
         yield from _lora(config, own.lora)
     if own.forward_kl and own.reference_tokens and own.normalization == "weights":
         yield "sft.normalization: found 'weights', allowed: tokens with sft.forward_kl and sft.reference_tokens"
@@ -190,13 +190,9 @@ def _dpo(config: Config) -> Iterator[str]:
 
 def _lora(config: Config, lora: LoRA) -> Iterator[str]:
     targets, tp = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), config.parallel.tp
-    if lora.rank < 1 or lora.rank % tp:
-        yield f"sft.lora.rank: found {lora.rank}, allowed: positive multiples of parallel.tp={tp}"
-    if lora.alpha < 1:
-        yield f"sft.lora.alpha: found {lora.alpha}, allowed: a positive number"
-    if not 0 <= lora.dropout < 1:
-        yield f"sft.lora.dropout: found {lora.dropout}, allowed: 0 up to, not including, 1"
+    if lora.rank % tp:
+        yield f"sft.lora.rank: found {lora.rank}, allowed: 0, or multiples of parallel.tp={tp}"
     if not lora.targets or set(lora.targets) - set(targets):
         yield f"sft.lora.targets: found {lora.targets}, allowed: some of {', '.join(targets)}"
     if config.sft.forward_kl:
-        yield f"sft.forward_kl: found {config.sft.forward_kl}, allowed: 0 with sft.lora"
+        yield f"sft.forward_kl: found {config.sft.forward_kl}, allowed: 0 with sft.lora.rank={lora.rank}"

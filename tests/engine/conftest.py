@@ -78,11 +78,11 @@ def _conversations(directory: Path, draw: random.Random) -> None:
 
     directory.mkdir(parents=True)
     lengths = [[20, 7, 4, 7, 20, 4, 4], [7, 20, 20, 4, 7]]
-    for name, each in zip(("000", "001"), lengths, strict=True):
+    for name, each in zip(("00000", "00001"), lengths, strict=True):
         with labelled.writer(directory / name, 263) as add:
             for n in each:
                 add([draw.randrange(256) for _ in range(n + 1)], [place > n // 2 for place in range(n + 1)])
-    weights = {"000": np.array([100, 50, 50, 100, 100, 50, 100], np.uint8), "001": np.full(5, 70, np.uint8)}
+    weights = {"00000": np.array([100, 50, 50, 100, 100, 50, 100], np.uint8), "00001": np.full(5, 70, np.uint8)}
     save_file(weights, directory / "weights.safetensors")
 
 

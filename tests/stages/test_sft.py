@@ -1,0 +1,63 @@
+"""What the stage makes of its settings and of what the stage chat left; tests/engine/test_sft.py trains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bielik_nemo.artifacts import write_json
+from bielik_nemo.config import Config
+from bielik_nemo.engine import labelled
+from bielik_nemo.errors import ConfigError
+from bielik_nemo.stages import sft
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Twelve conversations of four predictions for training; held out are some of the second source alone."""
+    for part, name, count in (("train", "00000", 8), ("train", "00001", 4), ("held_out", "00001", 2)):
+        directory = tmp_path / "chat" / part
+        directory.mkdir(parents=True, exist_ok=True)
+        with labelled.writer(directory / name, 263) as add:
+            for number in range(count):
+                add([number + 1] * 5, [False, True, True, True, True])
+    for part, counts in (("train", {"00000": 8, "00001": 4}), ("held_out", {"00001": 2})):
+        weights = {name: np.full(count, 100, np.uint8) for name, count in counts.items()}
+        save_file(weights, tmp_path / "chat" / part / "weights.safetensors")
+    sources = [{"name": "a.jsonl", "language": "pl"}, {"name": "b.jsonl", "language": "en"}]
+    write_json(tmp_path / "chat" / "summary.json", {"sources": sources})
+    return tmp_path
+
+
+@pytest.fixture
+def config() -> Config:
+    config = Config()
+    config.sft.seq_length, config.sft.global_batch_size, config.sft.warmup_steps = 8, 2, 1
+    return config
+
+
+def test_epochs_are_steps_of_packed_sequences(run_dir: Path, config: Config):
+    """Two conversations of four in a sequence of eight: six sequences, three steps an epoch; 2.5 epochs are 7.5."""
+    config.sft.epochs = 2.5
+    paced = sft.settings(config, run_dir)
+    assert (paced.trainer.max_steps, paced.data.global_batch_size, paced.data.seq_length) == (8, 2, 8)
+    assert (paced.optim.schedule, paced.optim.lr, paced.optim.weight_decay) == ("constant", 5e-6, 0.05)
+    config.sft.packing = False
+    assert sft.settings(config, run_dir).trainer.max_steps == 15  # twelve sequences: six steps an epoch
+    config.sft.max_steps = 4
+    assert sft.settings(config, run_dir).trainer.max_steps == 4
+
+
+def test_all_steps_would_be_warm_up(run_dir: Path, config: Config):
+    config.sft.epochs, config.sft.warmup_steps = 1, 3
+    with pytest.raises(ConfigError, match=r"sft.warmup_steps: found 3, allowed: less than the 3 steps of sft"):
+        sft.settings(config, run_dir)
+
+
+def test_held_out_sources_have_their_own_names(run_dir: Path, config: Config):
+    """Of the first nothing is held out, so that the first dataset is the second source's."""
+    found = sft.held_out(config, run_dir)
+    assert (found.sources, found.languages) == (["b.jsonl"], ["en"])

@@ -408,14 +408,14 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         (
             "",
             [*LORA, "sft.lora.rank=9", "parallel.tp=2"],
-            "sft.lora.rank: found 9, allowed: 0, or multiples of parallel",
+            "sft.lora.rank: found 9, allowed: 0, or multiples of p",
         ),
         ("", ["sft.lora.alpha=0"], "sft.lora.alpha: found 0, allowed: a positive number"),
         ("", ["sft.lora.dropout=1"], "sft.lora.dropout: found 1.0, allowed: 0 up to, not including, 1"),
         (
             "",
             [*LORA, "sft.lora.targets=[]"],
-            "sft.lora.targets: found [], allowed: some of linear_qkv, linear_proj, lin",
+            "sft.lora.targets: found [], allowed: some of linear_qkv, linear_p",
         ),
         ("", [*LORA, "sft.lora.targets=[output_layer]"], "sft.lora.targets: found ['output_layer'], allowed: some of"),
         ("", [*LORA, "sft.forward_kl=1"], "sft.forward_kl: found 1.0, allowed: 0 with sft.lora.rank=8"),

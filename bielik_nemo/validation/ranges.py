@@ -100,6 +100,7 @@ POSITIVE_OR_NULL += tuple(
     for end in ("min", "max")
 )
 FRACTIONS = (
+    "sft.lora.dropout",
     "chat.max_bad_share",
     "chat.held_out_fraction",
     "data.held_out_fraction",

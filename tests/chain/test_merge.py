@@ -82,3 +82,24 @@ def test_what_cannot_be_merged(chain, other, tmp_path, capfd):
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("error: ") and named in line
         assert not run_dir.exists()
+
+
+def test_snapshots_of_one_training_are_merged(aligned):
+    """Every second of six steps; adapters are trained, and every copy is a plain model. The mean of the last two is
+    that of the two given by their paths, in another run, beside a model that counts for nothing."""
+    run_dir, settings = aligned.copy("snapshots", before="sft"), ("sft.lora.rank=8", "trainer.snapshot_every=2")
+    stages = "pipeline.stages=[import_hf,chat,sft,merge,export]"
+    aligned.run(run_dir, stages, *settings, "merge.snapshots=2")
+    left = {Path(name).parts[1] for name in aligned.manifest(run_dir, "sft").outputs if name.startswith("snapshots/")}
+    assert left == {"2", "4", "6"}
+    last, result = (next((run_dir / "sft" / name / "weights").glob("*.distcp")) for name in ("snapshots/6", "megatron"))
+    assert last.read_bytes() == result.read_bytes()
+    found = json.loads((run_dir / "merge" / "merge.json").read_text())["models"]
+    assert [(each["model"], each["weight"]) for each in found] == [("sft/snapshots/4", 0.5), ("sft/snapshots/6", 0.5)]
+    assert found[0]["digest"] != found[1]["digest"]
+    other = aligned.copy("by path", before="chat")
+    models = ",".join(f"{{path:'{run_dir}/{each['model']}'}}" for each in found)
+    aligned.run(other, STAGES, f"merge.models=[{models}]", "merge.weight=0")
+    for stage in ("merge", "export"):
+        assert (other / stage / "hf" / WEIGHTS).read_bytes() == (run_dir / stage / "hf" / WEIGHTS).read_bytes()
+    assert (other / "export" / "hf" / WEIGHTS).read_bytes() != (aligned.source / WEIGHTS).read_bytes()

@@ -13,8 +13,8 @@ Parameter and token counts are exact. Everything else is an estimate, by these r
   attention that keeps no s x s matrix: 4h (norms, residual) and (2nd + 2gd + 3f) / tp elements per token, no
   recomputation. Buffers, fragmentation and the CUDA context come on top.
 - Disk: checkpoints that a run keeps: of full ones trainer.keep_last and the one that is being written; of a cached
-  teacher the ids that differ among those drawn for a token, more of them where the teacher is less certain. Merging
-  first writes the pipeline's own models as float32.
+  teacher the ids that differ among those drawn for a token, more of them where the teacher is less certain. Snapshots
+  count where the steps are known. Merging first writes the pipeline's own models as float32.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     kept = tokens_per_step * teacher_bytes_per_token(config, source)
     candidates = distilled_candidates(config)
     shared = config.prune.search.distill_steps * kept if candidates and config.cacheable else 0
+    every = config.trainer.snapshot_every
+    snapshots = {name: (getattr(config, name).max_steps or 0) // every if every else 0 for name in ("sft", "dpo")}
     sizes = {
         "import_hf": source.num_parameters() * weights,
         "pretrain": source.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
@@ -166,8 +168,8 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "prune": target.num_parameters() * weights,
         "distill": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "distill_long": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
-        "sft": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
-        "dpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
+        "sft": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["sft"]) * weights),
+        "dpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["dpo"]) * weights),
         "merge": target.num_parameters() * (weights + 4 * max(config.merge.snapshots, 1)),
         "export": target.num_parameters() * weights,
     }

@@ -277,7 +277,7 @@ def _other_models(config: Config, costs: budget.Budget) -> Iterator[str]:
     stages = config.pipeline.stages
     if "search" in stages:
         return
-    own, base = costs.target if "prune" in stages else costs.source, config.distill_long.rotary_base
+    own, base = costs.target, config.distill_long.rotary_base
     if "distill_long" in stages and base:
         own = replace(own, rotary_base=base)
     for index, model in enumerate(config.merge.models):

@@ -270,3 +270,12 @@ def test_alignment_counts(config: Config):
     assert sum(taught.memory.values()) - sum(found.memory.values()) == 3240 * 4 + 10_240
     config.sft.max_steps = None
     assert estimate(config).flops == 0
+
+
+def test_snapshots_and_merging_take_disk(config: Config):
+    """float32, nothing cut: 2792 * 4 = 11,168 bytes a copy. SFT: checkpoints 3 * 3 copies, its result, 9 // 4 = 2
+    snapshots; merging two of them writes both once more, then the mean. How many DPO leaves is not known here."""
+    config.pipeline.stages = ["import_hf", "sft", "dpo", "merge", "export"]
+    config.sft.max_steps, config.trainer.snapshot_every, config.merge.snapshots = 9, 4, 2
+    copies = {"import_hf": 1, "sft": 12, "dpo": 10, "merge": 3, "export": 1}
+    assert estimate(config).disk == {stage: 11_168 * count for stage, count in copies.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fiddle as fdl
 
@@ -19,9 +19,6 @@ from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import against_reference, convert, datasets, distributed, generate, model
 from bielik_nemo.stages import distilled_stage, dpo, model_stage, sft, source_stage
-
-if TYPE_CHECKING:
-    from megatron.core.models.gpt import GPTModel
 
 
 def compared(config: Config) -> dict[str, str]:
@@ -53,7 +50,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     return told
 
 
-def _load(config: Config, directory: Path) -> tuple[GPTModel, Architecture]:
+def _load(config: Config, directory: Path) -> tuple[Any, Architecture]:
     """A stage's model and its shape."""
     shape = Architecture.from_json(directory / "architecture.json")
     megatron = model.build(model.gpt_config(shape, tp=config.parallel.tp, dtype=config.model.dtype), shape)
@@ -70,7 +67,7 @@ def _held_out(config: Config, run_dir: Path) -> datasets.HeldOut:
     )
 
 
-def _text(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+def _text(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
     if "data" not in config.pipeline.stages:
         return {}
     held_out = _held_out(config, run_dir)
@@ -79,7 +76,7 @@ def _text(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: s
     return {"held_out_loss": loss} | ({"held_out_loss_by_language": by_language} if len(by_language) > 1 else {})
 
 
-def _answers(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+def _answers(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
     if "chat" not in config.pipeline.stages:
         return {}
     with ui.progress(f"held-out answers, {name}") as advance:
@@ -88,7 +85,7 @@ def _answers(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage
     return {"answer_loss": loss} | {key: part for key, part in named if len(part) > 1}
 
 
-def _pairs(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: str) -> dict[str, Any]:
+def _pairs(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
     before = model_stage(config, "reference")
     if "reference" not in config.pipeline.stages or stage not in (before, "dpo", "merge"):
         return {}
@@ -99,7 +96,7 @@ def _pairs(config: Config, run_dir: Path, megatron: GPTModel, name: str, stage: 
         return {"preference": against_reference.measure(megatron, pairs, reference, advance)}
 
 
-def _continued(config: Config, run_dir: Path, megatron: GPTModel, shape: Architecture, prompt: str) -> str:
+def _continued(config: Config, run_dir: Path, megatron: Any, shape: Architecture, prompt: str) -> str:
     tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", shape.vocab_size)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     count, end = config.evaluate.sample_tokens, tokenizer.eos_token_id

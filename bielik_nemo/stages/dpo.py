@@ -18,7 +18,9 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
+from bielik_nemo.data.chat import NAME
 from bielik_nemo.engine import training
+from bielik_nemo.engine.datasets import prefixes
 from bielik_nemo.engine.guard import Guard
 from bielik_nemo.engine.held_out_pairs import HeldOutPairs
 from bielik_nemo.engine.preference import Preference, PreferenceModel, ReferenceGate
@@ -91,10 +93,13 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutPairs]:
     """The run's held-out pairs, and the loss."""
-    own, sources = config.dpo, artifacts.read_json(run_dir / "preferences" / "summary.json")["sources"]
+    own, directory = config.dpo, run_dir / "preferences" / "held_out"
+    there = prefixes(directory)  # a source of which nothing is held out has no dataset
+    listed = artifacts.read_json(run_dir / "preferences" / "summary.json")["sources"]
+    sources = [source for number, source in enumerate(listed) if NAME.format(number) in there]
     return run_.Config(
         HeldOutPairs,
-        directory=str(run_dir / "preferences" / "held_out"),
+        directory=str(directory),
         log_probs=str(run_dir / "reference" / reference.LOG_PROBS),
         seq_length=own.seq_length,
         pairs=config.chat.held_out_pairs,

@@ -63,10 +63,7 @@ def _manifest(directory: Path) -> Manifest:
 def check(config: Config, run_dir: Path) -> None:
     """Raise DataError where the references are not of this run's model, pairs and length."""
     path = run_dir / "reference" / RECORD
-    try:
-        found = artifacts.read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    found = artifacts.read_json(path)
     for name, wanted in origin(config, run_dir).items():
         if found.get(name) != wanted:
             raise DataError(

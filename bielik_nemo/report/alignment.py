@@ -113,6 +113,8 @@ def _dpo(numbers: dict[str, Any]) -> str:
     panels = plots.panels(
         ("Loss", "nats per pair", told, {"loss": ""}, {}),
         ("Held-out loss", "nats per pair", measured, {"held_out_loss": ""}, {}),
+        ("Held-out loss", "by source", *_columns(measured, "held_out_loss_by_source"), {}),
+        ("Held-out loss", "by language", *_columns(measured, "held_out_loss_by_language"), {}),
         ("Held-out accuracy", "share of the pairs", measured, {"held_out_accuracy": ""}, {}),
         ("Held-out margin", "of rewards", measured, {"held_out_margin": ""}, {}),
         ("Held-out answers against the reference", "nats above it", measured, ratios, {"zero": True}),

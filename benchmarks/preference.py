@@ -22,6 +22,7 @@ SETTINGS = [
     "dpo=smollm2",
     "cluster=local",
     "pipeline.stages=[import_hf,chat,sft,preferences,reference,dpo,evaluate]",
+    "sft.max_steps=16",
     "chat.held_out_fraction=0.2",
     "chat.held_out_tokens=2048",
     "chat.held_out_pairs=64",

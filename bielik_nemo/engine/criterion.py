@@ -27,7 +27,7 @@ class Criterion(torch.nn.modules.loss._Loss):
         temperature: of the divergences from the teacher.
         beta: of Jensen-Shannon.
         vocab_size: true vocabulary size.
-        normalization: what tokens that differ in weight count as: `weights`, these; `tokens`, one each.
+        normalization: what tokens that differ in weight count as: `tokens`, one each; `weights`, these.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Criterion(torch.nn.modules.loss._Loss):
         temperature: float,
         beta: float,
         vocab_size: int,
-        normalization: str = "weights",
+        normalization: str = "tokens",
     ):
         super().__init__()
         self.normalization = normalization

@@ -34,16 +34,12 @@ KINDS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those that share runs which take minutes stay in one, and begin first."""
-
-    def shares(item: pytest.Item) -> bool:
-        return item.path.relative_to(Path(__file__).parent).parts[0] in ("chain", "engine")
-
-    items.sort(key=shares, reverse=True)
-    for item in filter(shares, items):
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+    """Where tests run in several processes, those that share runs which take minutes stay in one."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in ("chain", "engine"):
+            item.add_marker(pytest.mark.xdist_group(folder))
 
 
 def _random_checkpoint(kind: str, directory: Path) -> None:

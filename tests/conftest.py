@@ -34,14 +34,6 @@ KINDS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those that share runs which take minutes stay in one."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in ("chain", "engine"):
-            item.add_marker(pytest.mark.xdist_group(folder))
-
-
 def _random_checkpoint(kind: str, directory: Path) -> None:
     """Random weights large enough that attention is far from uniform and logits spread by more than 1; norms off 1."""
     import torch

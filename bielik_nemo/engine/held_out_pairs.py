@@ -75,7 +75,7 @@ class HeldOutPairs:
         for source in range(len(pairs.names)):
             chosen = pairs.usable[pairs.source[pairs.usable] == source][:part]
             packed = packing.pack(pairs.lengths[chosen], self.seq_length)
-            sequences = [chosen[packed[i]] for i in range(len(packed))]
+            sequences = [chosen[items] for items in packed]
             places = max(map(len, sequences), default=0)
             samples = [lay_pairs([pairs[i] for i in each], self.seq_length, places, given[each]) for each in sequences]
             parts = (samples[start : start + size] for start in range(0, len(samples), size))

@@ -172,7 +172,7 @@ class Steps:
         row, epoch = range(step * self.batch, (step + 1) * self.batch), len(self.pairs.usable)
         drawn = np.array([self.order(place // epoch)[place % epoch] for place in row])
         packed = packing.pack(self.pairs.lengths[drawn], self.pairs.seq_length, self.seed)
-        return [drawn[packed[i]] for i in range(len(packed))]
+        return [drawn[items] for items in packed]
 
 
 class Plan(NamedTuple):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def batches(pairs: Pairs, micro_batch_size: int) -> list[list[np.ndarray]]:
     """The usable pairs by sequence, and the sequences by forward pass; the same on every rank."""
     packed = packing.pack(pairs.lengths[pairs.usable], pairs.seq_length)
-    sequences = [pairs.usable[packed[i]] for i in range(len(packed))]
+    sequences = [pairs.usable[items] for items in packed]
     # Transformer Engine takes the bounds of one sequence at a time.
     size = 1 if attention.HAVE_TE else micro_batch_size
     return [sequences[start : start + size] for start in range(0, len(sequences), size)]

@@ -88,7 +88,8 @@ class SFTModel(PretrainingModel):
 
     def step_metrics(self) -> dict[str, float]:
         """What the last step measured; a collective of the pipeline."""
-        return {"loss": self.training_loss_reduction.means()["loss"], "trained_tokens": self.trained_tokens()}
+        found = self.training_loss_reduction.totals()
+        return {"loss": found["loss"] / found["count"], "trained_tokens": found["trained"]}
 
 
 class AdaptiveRate(pl.Callback):

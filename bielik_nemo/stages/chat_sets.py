@@ -25,7 +25,7 @@ from bielik_nemo.data.chat_formats import BadLine
 from bielik_nemo.data.chat_template import TEMPLATES, ChatML, OwnTemplate
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import labelled
+from bielik_nemo.engine import datasets, labelled
 from bielik_nemo.errors import DataError
 
 SUMMARY, SKIPPED, WEIGHTS = "summary.json", "skipped.jsonl", "weights.safetensors"
@@ -176,3 +176,14 @@ def _finish(directory: Path, sides: list[_Side], unit: str) -> None:
             weights[name] = np.frombuffer(bytes(side.weights), dtype=np.uint8)
     if weights:
         save_file(weights, directory / WEIGHTS)
+
+
+def held_out_sources(directory: Path) -> list[dict[str, Any]]:
+    """What `summary.json` says of the sources of which something is held out, in the order of their datasets.
+
+    Args:
+        directory: of the stage `chat` or `preferences`.
+    """
+    there = datasets.prefixes(directory / "held_out")  # a source of which nothing is held out has no dataset
+    sources = artifacts.read_json(directory / SUMMARY)["sources"]
+    return [source for number, source in enumerate(sources) if chat.NAME.format(number) in there]

@@ -14,20 +14,18 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run_
 
-from bielik_nemo import artifacts, ui
+from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
-from bielik_nemo.data.chat import NAME
 from bielik_nemo.engine import training
-from bielik_nemo.engine.datasets import prefixes
 from bielik_nemo.engine.guard import Guard
 from bielik_nemo.engine.held_out_pairs import HeldOutPairs
 from bielik_nemo.engine.preference import Preference, PreferenceModel, ReferenceGate
 from bielik_nemo.engine.preference_data import Plan, PreferenceData, PreferenceDataset, plan
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.stages import fit, model_stage, reference
+from bielik_nemo.stages import chat_sets, fit, model_stage, reference
 
 
 def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -93,13 +91,10 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutPairs]:
     """The run's held-out pairs, and the loss."""
-    own, directory = config.dpo, run_dir / "preferences" / "held_out"
-    there = prefixes(directory)  # a source of which nothing is held out has no dataset
-    listed = artifacts.read_json(run_dir / "preferences" / "summary.json")["sources"]
-    sources = [source for number, source in enumerate(listed) if NAME.format(number) in there]
+    own, sources = config.dpo, chat_sets.held_out_sources(run_dir / "preferences")
     return run_.Config(
         HeldOutPairs,
-        directory=str(directory),
+        directory=str(run_dir / "preferences" / "held_out"),
         log_probs=str(run_dir / "reference" / reference.LOG_PROBS),
         seq_length=own.seq_length,
         pairs=config.chat.held_out_pairs,

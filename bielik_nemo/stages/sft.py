@@ -15,22 +15,20 @@ from typing import Any
 
 import nemo_run as run_
 
-from bielik_nemo import artifacts, ui
+from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
 from bielik_nemo.config_align import LoRA
-from bielik_nemo.data.chat import NAME
 from bielik_nemo.engine import training
 from bielik_nemo.engine.conversation_data import ConversationDataset, Plan, plan
 from bielik_nemo.engine.criterion import Criterion
-from bielik_nemo.engine.datasets import prefixes
 from bielik_nemo.engine.distillation import DistillationModel, TeacherGate
 from bielik_nemo.engine.held_out_answers import HeldOutAnswers
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.engine.sft import AdaptiveRate, SFTModel
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.stages import fit, model_stage, source_stage
+from bielik_nemo.stages import chat_sets, fit, model_stage, source_stage
 
 
 def planned(config: Config, run_dir: Path) -> Plan:
@@ -126,15 +124,10 @@ def _taught(
 
 def held_out(config: Config, run_dir: Path) -> run_.Config[HeldOutAnswers]:
     """The run's held-out answers."""
-    sources, directory = (
-        artifacts.read_json(run_dir / "chat" / "summary.json")["sources"],
-        run_dir / "chat" / "held_out",
-    )
-    there = prefixes(directory)  # a source of which nothing is held out has no dataset
-    sources = [source for number, source in enumerate(sources) if NAME.format(number) in there]
+    sources = chat_sets.held_out_sources(run_dir / "chat")
     return run_.Config(
         HeldOutAnswers,
-        directory=str(directory),
+        directory=str(run_dir / "chat" / "held_out"),
         seq_length=config.sft.seq_length,
         tokens=config.chat.held_out_tokens,
         batch_size=config.sft.micro_batch_size,

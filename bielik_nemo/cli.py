@@ -40,6 +40,8 @@ COMMANDS = {
     "preferences": "chosen and rejected answers -> tokens",
     "reference": "log-probabilities of all answers, once, so that no reference model is needed beside dpo",
     "dpo": "preference optimisation: DPO-Positive or plain DPO",
+    "tasks": "tasks with verifiable answers -> tokens",
+    "grpo": "reinforcement learning from verifiable rewards: GRPO or Dr. GRPO",
     "merge": "a weighted mean of models of one shape",
     "export": "Megatron checkpoint -> Hugging Face checkpoint, with a check that the logits agree",
     "evaluate": "held-out loss and samples of source, pruned and distilled model",

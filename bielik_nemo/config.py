@@ -16,12 +16,13 @@ from typing import Any, Optional
 from bielik_nemo import keys
 from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_align import DPO, SFT, Chat, Merge
+from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
 from bielik_nemo.errors import ConfigError
 
 STAGES = ["import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long"]
-STAGES += ["chat", "sft", "preferences", "reference", "dpo", "merge", "export", "evaluate"]
+STAGES += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate"]
 """All stages, in the order in which a pipeline may have them."""
 
 CHAIN = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -138,6 +139,7 @@ class Config:
     chat: Chat = field(default_factory=Chat)
     sft: SFT = field(default_factory=SFT)
     dpo: DPO = field(default_factory=DPO)
+    grpo: GRPO = field(default_factory=GRPO)
     merge: Merge = field(default_factory=Merge)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -159,7 +161,7 @@ class Config:
         """Number of copies of the model."""
         return self.world_size // (self.parallel.tp * self.parallel.pp * self.parallel.cp)
 
-    def paced_by(self, own: Pretrain | DistillLong | SFT | DPO) -> Config:
+    def paced_by(self, own: Pretrain | DistillLong | SFT | DPO | GRPO) -> Config:
         """This configuration with a stage's own length, rates, batch and mix in the places that have these names."""
         names = {each.name for each in fields(own)}
 

@@ -26,9 +26,10 @@ class Chat:
 
     template: str = "chatml"  # chatml: OpenChatML as Bielik writes it; tokenizer: the tokenizer's own
     max_bad_share: float = 0.001  # of the lines of a source; more that cannot be used stop the run
-    held_out_fraction: float = 0.05  # of conversations and of prompts with preferences, by content hash
+    held_out_fraction: float = 0.05  # of conversations, of prompts with preferences and of tasks, by content hash
     held_out_tokens: int = 65536  # trained ones, that measure SFT
     held_out_pairs: int = 512  # that measure preference optimisation
+    held_out_tasks: int = 256  # that measure reinforcement learning
 
 
 @dataclass

@@ -76,6 +76,8 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return {f"sft.sources[{i}]": source.path for i, source in enumerate(config.sft.sources)}
     if stage.name == "preferences":
         return {f"dpo.sources[{i}]": source.path for i, source in enumerate(config.dpo.sources)}
+    if stage.name == "tasks":
+        return {f"grpo.sources[{i}]": source.path for i, source in enumerate(config.grpo.sources)}
     if stage.name == "score":
         blend, scores = config.prune.calibration.sources, config.prune.importance.scores
         texts = {f"prune.calibration.sources[{i}].{source.text_key}": source.path for i, source in enumerate(blend)}

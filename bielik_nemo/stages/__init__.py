@@ -17,7 +17,7 @@ from bielik_nemo.stages.stage import RESUMED, Stage, whole
 
 __all__ = ["GRAPH", "RESUMED", "Stage", "distilled_stage", "model_stage", "needed", "source_stage"]
 
-MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long", "sft", "dpo", "merge")
+MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long", "sft", "dpo", "grpo", "merge")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
 LAST = (

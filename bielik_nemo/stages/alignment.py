@@ -1,4 +1,4 @@
-"""The stages of alignment: conversations, SFT, preference pairs, what the reference says of them, DPO, merging."""
+"""The stages of alignment: conversations and SFT, preference pairs and DPO, tasks and GRPO, merging."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ COPIED = ("data.held_out_fraction", "data.held_out_tokens", "data.language_weigh
 PREFERENCE = tuple(f"dpo.{name}" for name in ("loss", "beta", "beta_rejected", "penalty"))
 PREFERENCE += ("dpo.label_smoothing", "dpo.length_normalized")
 """The loss of preference optimisation."""
+
+POLICY = ("engine", "prompts_per_rollout", "passes_per_rollout", "group_size", "rollouts", "max_prompt_tokens")
+POLICY += ("max_answer_tokens", "temperature", "top_p", "top_k", "stop", "scale_advantages", "normalization")
+POLICY += ("clip_low", "clip_high", "kl", "filter_groups", "save_answers")
+POLICY = tuple(f"grpo.{name}" for name in POLICY)
+"""How answers are sampled, and the loss of reinforcement learning."""
 
 TRAINED = ("megatron", "architecture.json", "metrics.jsonl", "batches.json")
 """What they leave."""
@@ -120,6 +126,49 @@ ALIGNMENT = (
             "pipeline.stages",
         ),
         needs=("import_hf", "model", "preferences", "reference"),
+        layout=whole,
+        trains=True,
+    ),
+    Stage(
+        "tasks",
+        keys=("chat.template", "chat.held_out_fraction", "grpo.sources.language", "grpo.sources.rewards", "run.seed"),
+        outputs=("train.jsonl", "held_out.jsonl", "summary.json", "skipped.jsonl"),
+        free=("grpo.sources.path", "chat.max_bad_share"),
+        resumed=("skipped.jsonl",),
+        needs=("import_hf",),
+    ),
+    Stage(
+        "grpo",
+        keys=(
+            "model.dtype",
+            *(f"grpo.{name}" for name in PACE),
+            *POLICY,
+            "grpo.sources.rewards",
+            "chat.template",
+            *BETAS,
+            "trainer.precision",
+            "trainer.keep_best",
+            "trainer.snapshot_every",
+            "run.seed",
+        ),
+        outputs=(*TRAINED, "rollouts"),
+        scratch=("checkpoints", "best"),
+        free=(
+            "grpo.micro_batch_size",
+            "grpo.recompute",
+            "grpo.rollout_batch_size",
+            "grpo.mismatch_tolerance",
+            "grpo.rewards",
+            "chat.held_out_tasks",
+            "parallel",
+            "cluster",
+            *RHYTHM,
+            *COPIED,
+            "optim.reference_tokens",
+            "trainer.max_hours",
+            "pipeline.stages",
+        ),
+        needs=("import_hf", "model", "tasks"),
         layout=whole,
         trains=True,
     ),

@@ -6,8 +6,8 @@ the padding. A rank walks through its sequences in micro-batches of two, adds up
 once, by the count of all ranks, as Megatron does. With context parallelism two ranks have half of every sequence each:
 of four chunks the outer and the inner ones, which is Megatron's order.
 
-Losses on preferences count pairs: 2, 0, 2, 1, 0, 0, 1 and 1 of the eight sequences, with answers of one to four tokens.
-Context parallelism would split an answer and is not for them.
+Losses on preferences count pairs: 2, 0, 2, 1, 0, 0, 1 and 1 of the eight sequences, with answers of one to four tokens;
+those on rewards count these answers. Context parallelism would split an answer and is not for them.
 
 The reference writes each definition down with torch's softmax, on all columns and tokens at once. Vocabularies of other
 sizes, other dtypes and chunks are in test_vocab_parallel.py, pipeline stages in tests/engine.
@@ -33,12 +33,14 @@ from bielik_nemo.losses import (
     dpo,
     dpo_positive,
     forward_kl,
+    grpo,
     jensen_shannon,
     mixture,
     most_likely,
     reverse_kl,
     sampled_kl,
     sparse_kl,
+    token_log_probs,
 )
 
 S, B, WORDS, COLUMNS, MICRO_BATCH = 8, 8, 263, 384, 2
@@ -70,6 +72,7 @@ KEPT = {"forward_kl": 1.0, "cross_entropy": 0.5}
 
 PREFERENCES = {"beta": 0.5, "beta_rejected": 0.3, "label_smoothing": 0.1}
 PENALTY = 2.5
+CLIPS = {"clip_low": 0.2, "clip_high": 0.3, "max_tokens": 16}
 
 Batch = dict[str, Tensor]
 
@@ -85,6 +88,9 @@ def whole_batch() -> Batch:
     said = dense_log_probs(student[..., :WORDS].double(), labels, ANSWERS.T).float()
     reference = (said + 3 * torch.randn(said.shape, generator=random)).unflatten(1, (S, 2)).transpose(0, 1)
     reference[ANSWERS.amax(1) < 2 * torch.arange(S).unsqueeze(1)] = math.nan
+    each = student[..., :WORDS].log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    old, held = (each + 0.3 * torch.randn(S, B, generator=random) for _ in range(2))
+    advantage = torch.randn(2 * S, B, generator=random).gather(0, ANSWERS.T.clamp(min=0))
     student[..., WORDS:], teacher[..., WORDS:] = 1e30, 1e30
     return {
         "student": student,
@@ -96,6 +102,9 @@ def whole_batch() -> Batch:
         "top_ids": top_ids,
         "top": top.float(),
         "answers": ANSWERS.T,
+        "old": old,
+        "held": held,
+        "advantage": advantage,
         "reference": reference,  # [p, b, 2]: of pair p of every sequence, as many places as tokens
     }
 
@@ -113,6 +122,13 @@ def preferences(loss: Callable[..., tuple[Tensor, ...]], x: Batch, sharded: Batc
     assert torch.equal(tokens, torch.stack([(x["answers"] == n).sum(0) for n in range(2 * S)], dim=1).float())
     policy, reference = sums.unflatten(1, (S, 2)).flatten(0, 1), x["reference"].transpose(0, 1).flatten(0, 1)
     return loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], **PREFERENCES, **options)
+
+
+def rewarded(x: Batch, sharded: Batch, **options) -> tuple[Tensor, ...]:
+    """A loss on the answers of the batch, each with an advantage."""
+    policy = token_log_probs(x["student"], x["labels"], **sharded)
+    given = (x[name] for name in ("old", "held", "advantage"))
+    return grpo(policy, *given, torch.ones_like(policy), x["answers"], **CLIPS, **options)
 
 
 LOSSES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
@@ -133,9 +149,13 @@ LOSSES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "dpo": lambda x, **tp: preferences(dpo, x, tp),
     "dpo_positive": lambda x, **tp: preferences(dpo_positive, x, tp, penalty=PENALTY, form="bielik"),
     "dpo_positive smaug": lambda x, **tp: preferences(dpo_positive, x, tp, penalty=PENALTY, form="smaug"),
+    "grpo": lambda x, **tp: rewarded(x, tp, normalization="answer", kl=0.1),
+    "grpo of tokens": lambda x, **tp: rewarded(x, tp, normalization="tokens", kl=0.1),
+    "dr_grpo": lambda x, **tp: rewarded(x, tp, normalization="constant", kl=0.0),
 }
 PAIRS = ("dpo", "dpo_positive", "dpo_positive smaug")
-NUMBER = {name: 7 if name in PAIRS else 26 for name in LOSSES}  # of pairs, of counted tokens
+ANSWERED = {"grpo": 14, "dr_grpo": 14, "grpo of tokens": int((ANSWERS >= 0).sum())}
+NUMBER = {name: 7 if name in PAIRS else ANSWERED.get(name, 26) for name in LOSSES}  # pairs, answers, counted tokens
 
 
 def cases(*layouts: str) -> list[tuple[str, str]]:
@@ -143,7 +163,7 @@ def cases(*layouts: str) -> list[tuple[str, str]]:
     return [
         (where, loss)
         for where, loss in itertools.product(layouts, LOSSES)
-        if loss not in PAIRS or LAYOUTS[where][1] == 1
+        if loss not in (*PAIRS, *ANSWERED) or LAYOUTS[where][1] == 1
     ]
 
 
@@ -182,13 +202,26 @@ def dense_preferences(x: Batch) -> dict[str, Tensor]:
     return found
 
 
+def dense_rewarded(x: Batch) -> dict[str, Tensor]:
+    """Each definition as the sum over all tokens of answers."""
+    policy = x["student"].log_softmax(-1).gather(-1, x["labels"].unsqueeze(-1)).squeeze(-1)
+    rho, a, answers = (policy - x["old"]).exp(), x["advantage"], x["answers"]
+    surrogate = -torch.minimum(rho * a, rho.clamp(0.8, 1.3) * a)
+    to_reference = x["held"] - policy
+    held = surrogate + 0.1 * (to_reference.exp() - to_reference - 1)
+    tokens = torch.stack([(answers == number).sum(0) for number in range(2 * S)])
+    there = (answers >= 0) / tokens.gather(0, answers.clamp(min=0)).clamp(min=1)
+    found = {"grpo": held * there, "grpo of tokens": held * (answers >= 0), "dr_grpo": surrogate * (answers >= 0) / 16}
+    return {name: each.sum() / ANSWERED[name] for name, each in found.items()}
+
+
 @pytest.fixture(scope="module")
 def reference() -> dict[str, tuple[Tensor, Tensor]]:
     """Mean over counted tokens, or pairs, and its gradient, float64."""
     x = {name: each.double() if each.is_floating_point() else each for name, each in whole_batch().items()}
     x["student"], x["teacher"] = x["student"][..., :WORDS].requires_grad_(), x["teacher"][..., :WORDS]
     means = {name: (each * x["mask"]).sum() / COUNTED.sum() for name, each in dense(x).items()}
-    means |= {name: each.mean() for name, each in dense_preferences(x).items()}
+    means |= {name: each.mean() for name, each in dense_preferences(x).items()} | dense_rewarded(x)
     gradients = {name: torch.autograd.grad(mean, x["student"], retain_graph=True)[0] for name, mean in means.items()}
     return {name: (means[name].detach(), gradients[name]) for name in means}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import against_reference, convert, datasets, distributed, generate, model
+from bielik_nemo.engine import against_reference, convert, datasets, distributed, model
+from bielik_nemo.engine.megatron_rollout import MegatronEngine
+from bielik_nemo.engine.rollout import Sampling
 from bielik_nemo.stages import distilled_stage, dpo, model_stage, sft, source_stage
 
 
@@ -37,8 +40,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             for measure in (_text, _answers, _pairs):
                 for key, value in measure(config, run_dir, megatron, name, stage).items():
                     metrics.setdefault(key, {})[name] = value
-            for sample in samples:
-                sample[name] = _continued(config, run_dir, megatron, shape, sample["prompt"])
+            for prompt, text in _continued(config, run_dir, megatron, shape):
+                samples[prompt][name] = text
             del megatron
             gc.collect()
     told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference") if key in metrics}
@@ -96,8 +99,11 @@ def _pairs(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) 
         return {"preference": against_reference.measure(megatron, pairs, reference, advance)}
 
 
-def _continued(config: Config, run_dir: Path, megatron: Any, shape: Architecture, prompt: str) -> str:
+def _continued(config: Config, run_dir: Path, megatron: Any, shape: Architecture) -> Iterator[tuple[int, str]]:
+    """The likeliest continuations of the prompts, by number, without the token that ends a text."""
     tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", shape.vocab_size)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    count, end = config.evaluate.sample_tokens, tokenizer.eos_token_id
-    return tokenizer.decode(generate.greedy(megatron, ids, count, shape.vocab_size, end))
+    prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in config.evaluate.prompts]
+    sampling = Sampling(config.evaluate.sample_tokens, (tokenizer.eos_token_id,), temperature=0)
+    engine = MegatronEngine(megatron, shape.vocab_size, tokenizer.decode, config.evaluate.batch_size)
+    for prompt, (answer,) in engine.generate(prompts, range(len(prompts)), 1, sampling):
+        yield prompt, tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)

@@ -144,7 +144,7 @@ def single(inputs: Path, out: Path) -> Results:
     return _here(
         inputs,
         out,
-        "single:convert,forward,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
+        "single:convert,forward,rollout,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
         "pretrain,sft,unpacked,lora,refer,prefer,online,refused",
     )
 
@@ -155,15 +155,16 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
     _processes(inputs, out, 2, "tp2:stopped,killed")
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
-    work = "tp2:convert,forward,train,recomputed,separated,resumed,teach,cached,pretrain,sft,lora,refer,prefer,refused"
+    work = "tp2:convert,forward,rollout,train,recomputed,separated,resumed,teach,cached,pretrain,"
+    work += "sft,lora,refer,prefer,refused"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
 @pytest.fixture(scope="session")
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
-    work = "pp2:convert,reshard,forward,minitron,compensate,importance,train,separated,teach,cached,pretrain,moved,"
-    work += "sft,lora,refer,prefer,refused"
+    work = "pp2:convert,reshard,forward,rollout,minitron,compensate,importance,train,separated,teach,cached,pretrain,"
+    work += "moved,sft,lora,refer,prefer,refused"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 

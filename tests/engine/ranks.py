@@ -65,8 +65,18 @@ PREFERENCE = {  # a bielik loss, whose penalty is at work for some pairs
     "label_smoothing": 0.0,
     "length_normalized": False,
 }
-PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12]]
+PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12], [3, 4, 5]]
 NEW_TOKENS = 40
+STOP_IDS = (9, 27, 64, 77, 81, 120, 150, 160, 201, 230, 250)  # a sampled answer meets one of them now and then
+ROLLOUTS = {  # name -> kind, temperature, batch size, with KV cache
+    "all at once": ("llama", 1.0, 64, True),
+    "in batches": ("llama", 1.0, 4, True),
+    "one by one": ("llama", 1.0, 1, True),
+    "without cache": ("llama", 1.0, 64, False),
+    "cooler": ("llama", 0.7, 64, True),
+    "cooler without cache": ("llama", 0.7, 4, False),
+    "window": ("window", 1.0, 64, True),
+}
 
 
 def calibration(inputs: Path):
@@ -155,8 +165,8 @@ class Layout:
                 self.record(f"reshard {origin} {kind}", differing)
 
     def forward(self) -> None:
-        """Held-out loss and, with one pipeline stage, greedy continuation."""
-        from bielik_nemo.engine import datasets, forward, generate
+        """Held-out loss."""
+        from bielik_nemo.engine import datasets, forward
 
         blocks = datasets.blocks(self.inputs / "held_out" / "text", SEQ_LENGTH, HELD_OUT)
         with self.layout():
@@ -164,9 +174,32 @@ class Layout:
                 a = self.architecture(kind)
                 megatron = self.model(a, self.megatron(kind))
                 self.record(f"held_out {kind}", forward.held_out_loss(megatron, blocks, batch_size=4))
-                if self.pp == 1:
-                    found = [generate.greedy(megatron, prompt, NEW_TOKENS, a.vocab_size) for prompt in PROMPTS]
-                    self.record(f"greedy {kind}", found)
+
+    def rollout(self) -> None:
+        """The likeliest answers of some kinds; sampled ones, with what the forward pass of training says of them."""
+        from bielik_nemo.engine.megatron_rollout import MegatronEngine
+        from bielik_nemo.engine.rollout import Sampling
+
+        def answers(engine: MegatronEngine, samples: int, sampling: Sampling) -> list:
+            return [found for _, found in sorted(engine.generate(PROMPTS, [11, 12, 13], samples, sampling))]
+
+        with self.layout():
+            models = {kind: (self.architecture(kind), self.megatron(kind)) for kind in ("llama", "tied", "window")}
+            models = {kind: (a.vocab_size, self.model(a, directory)) for kind, (a, directory) in models.items()}
+            for kind, (vocab_size, megatron) in models.items():
+                found = answers(
+                    MegatronEngine(megatron, vocab_size, str, 2), 1, Sampling(NEW_TOKENS, (), temperature=0)
+                )
+                self.record(f"greedy {kind}", [answer.ids for (answer,) in found])
+            for name, (kind, temperature, batch_size, cache) in ROLLOUTS.items():
+                vocab_size, megatron = models[kind]
+                engine = MegatronEngine(megatron, vocab_size, str, batch_size, cache)
+                found = answers(engine, 3, Sampling(NEW_TOKENS, STOP_IDS, temperature=temperature, seed=1))
+                trained = [
+                    [_trained_log_probs(megatron, vocab_size, prompt, answer.ids, temperature) for answer in group]
+                    for prompt, group in zip(PROMPTS, found, strict=True)
+                ]
+                self.record(f"rollout {name}", {"answers": found, "trained": trained})
 
     def minitron(self) -> None:
         """Scores of one model, and what they cut it to."""
@@ -721,6 +754,25 @@ class Layout:
 
     def asynchronous(self) -> None:
         self.distill("asynchronous", "llama", async_checkpoints=True)
+
+
+def _trained_log_probs(model, vocab_size: int, prompt: list[int], answer: list[int], temperature: float) -> list[float]:
+    """Of each token of an answer, by the forward pass of training; the same on every rank."""
+    import torch
+
+    from bielik_nemo.engine import forward
+    from bielik_nemo.engine.model import tp_group
+    from bielik_nemo.losses.log_probs import token_log_probs
+
+    tokens = torch.tensor([prompt + answer])
+
+    def consume(logits):
+        scaled = logits.transpose(0, 1) / temperature
+        return token_log_probs(scaled, tokens[:, 1:].T, vocab_size=vocab_size, tp_group=tp_group())
+
+    found = forward.run(model, [tokens[:, :-1]], consume)
+    value = found[0].contiguous() if found else torch.empty(tokens.shape[1] - 1, 1)
+    return forward.from_last_stage(value)[-len(answer) :, 0].tolist()
 
 
 def _signaller() -> type:

@@ -32,6 +32,7 @@ SOURCE_FILES = {
     "search": (),
     "chat": ("**/*.jsonl",),
     "preferences": ("**/*.jsonl",),
+    "tasks": ("**/*.jsonl",),
     "merge": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "weights/*"),
 }
 """Files that count in a directory outside the run that a stage reads."""

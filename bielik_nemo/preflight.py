@@ -18,7 +18,7 @@ from bielik_nemo import budget
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
-from bielik_nemo.data import blend, builtin_chat
+from bielik_nemo.data import blend, builtin_chat, builtin_tasks
 from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
@@ -31,6 +31,8 @@ from bielik_nemo.validation.stages import merge_problems
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 CHAT_SUFFIXES = (".jsonl",)
+TASKS = "path:builtin:drills,rewards:[{function:bielik_nemo.align.rewards.maths}]"
+TOKENISING = {"data", "chat", "preferences", "tasks"}
 MERGEABLE = "a Hugging Face directory (config.json, *.safetensors) or a Megatron checkpoint (weights/.metadata)"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -65,7 +67,7 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local = warnings if elsewhere else errors
         local += absent
         if "import_hf" in wanted and Path(config.model.source).is_dir():
-            errors += _checkpoint(config, tokenizer_needed=not {"data", "chat", "preferences"}.isdisjoint(wanted))
+            errors += _checkpoint(config, tokenizer_needed=not TOKENISING.isdisjoint(wanted))
         local += _absent_texts(config, wanted)
         errors += _texts(config, wanted)
         if "score" in wanted:
@@ -216,8 +218,8 @@ class _Text:
 
 def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[_Text]:
     """Every source of text or conversations that these stages read."""
-    reader = {"data": "data", "prune": "score", "sft": "chat", "dpo": "preferences"}
-    builtin = {"chat": CONVERSATIONS, "preferences": PAIRS}
+    reader = {"data": "data", "prune": "score", "sft": "chat", "dpo": "preferences", "grpo": "tasks"}
+    builtin = {"chat": CONVERSATIONS, "preferences": PAIRS, "tasks": tuple(builtin_tasks.SETS)}
     for key, source in (*text_sources(config), *chat_sources(config)):
         stage = reader[key.partition(".")[0]]
         if stage in wanted:
@@ -294,10 +296,18 @@ def _other_models(config: Config, costs: budget.Budget) -> Iterator[str]:
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     if "data" in wanted and not config.data.sources:
         yield f"data.sources: found none, allowed: a list of paths, such as 'data.sources=[{{path:{PACKAGE_DOCS}}}]'"
-    for stage, key, found in (("chat", "sft", config.sft.sources), ("preferences", "dpo", config.dpo.sources)):
+    for stage, key, found, such in (
+        ("chat", "sft", config.sft.sources, f"path:{CORRECTIONS}"),
+        ("preferences", "dpo", config.dpo.sources, f"path:{CORRECTIONS}"),
+        (
+            "tasks",
+            "grpo",
+            config.grpo.sources,
+            TASKS,
+        ),
+    ):
         if stage in wanted and not found:
-            such = f"'{key}.sources=[{{path:{CORRECTIONS}}}]'"
-            yield f"{key}.sources: found none, allowed: a list of paths, such as {such}"
+            yield f"{key}.sources: found none, allowed: a list of paths, such as '{key}.sources=[{{{such}}}]'"
     for text in _needed_texts(config, wanted):
         path = Path(text.path)
         if text.path in text.builtin or not path.exists():

@@ -10,6 +10,7 @@ import pytest
 from bielik_nemo import preflight
 from bielik_nemo.config import Config, compose
 from bielik_nemo.config_align import ChatSource, MergeModel, PreferenceSource
+from bielik_nemo.config_grpo import TaskSource
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import builtin_chat, text
 from bielik_nemo.errors import ConfigError
@@ -226,6 +227,21 @@ def test_sources_of_conversations_and_preferences(config: Config, tmp_path: Path
     ]
     assert "allowed: a .jsonl file, a directory of them, or builtin:polish-corrections" in found[1]
     assert len(of(config, "error", ["preferences"])) == 1
+    assert of(config, "error", ["import_hf", "data"]) == []
+
+
+def test_sources_of_tasks(config: Config, tmp_path: Path):
+    config.grpo.sources = []
+    (found,) = of(config, "error", ["tasks"])
+    assert found.startswith("grpo.sources: found none, allowed: a list of paths, such as 'grpo.sources=[{path:builtin:")
+    paths = ["builtin:drills", "builtin:drill", "builtin:polish-corrections", str(tmp_path / "texts")]
+    config.grpo.sources = [TaskSource(path) for path in paths]
+    found = of(config, "error", ["import_hf", "tasks"])
+    assert [line.split(";")[0] for line in found] == [
+        "grpo.sources[1].path: no such file or directory: 'builtin:drill'",
+        "grpo.sources[2].path: no such file or directory: 'builtin:polish-corrections'",
+    ]
+    assert "allowed: a .jsonl file, a directory of them, or builtin:drills or builtin:arithmetic" in found[0]
     assert of(config, "error", ["import_hf", "data"]) == []
 
 

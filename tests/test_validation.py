@@ -59,6 +59,7 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ("", ["sft.sources=[{path:a},{path:' '}]"], "sft.sources[1].path: found ' ', allowed: text that is not blank"),
         ("", ["dpo.sources=[{path:'~/x'}]"], "dpo.sources[0].path: found '~/x', allowed: a path without ~"),
         ("", ["dpo.sources=[{path:a,language:p}]"], "dpo.sources[0].language: found 'p', allowed: a word such as"),
+        ("", ["grpo.sources=[{path:' '}]"], "grpo.sources[0].path: found ' ', allowed: text that is not blank"),
         (
             "",
             ["sft.sources=[{path:a,format:message}]"],

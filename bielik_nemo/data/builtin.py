@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from bielik_nemo.data.builtin_chat import CONVERSATIONS
+from bielik_nemo.data.builtin_tasks import SETS
 from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
 from bielik_nemo.errors import CheckpointError
 
@@ -49,11 +50,12 @@ def resolve_model_source(source: str, workdir: Path) -> Path:
 
 @functools.cache
 def content_version(source: str) -> str:
-    """What decides the content of a built-in model, text or chat here: a digest that changes when the content does."""
+    """What decides the content of a built-in model, text, chat or tasks here: a digest that changes when it does."""
     if source == PACKAGE_DOCS:
         texts = [document.text for document in read_documents(source)]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    name = "builtin_chat" if source in CONVERSATIONS else source.removeprefix(PREFIX)
+    chat = "builtin_tasks" if source in SETS else "builtin_chat"
+    name = chat if source in CONVERSATIONS else source.removeprefix(PREFIX)
     module = importlib.import_module(f"bielik_nemo.data.{name}")
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 

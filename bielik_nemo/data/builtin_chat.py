@@ -10,6 +10,8 @@ of the chosen one and DPO-Positive does not. As conversations, the answer is the
 `evals`. Its licence (MIT) names sets that others own: none of those is here, nor one made from a published corpus,
 nor one whose answers are letters of a multiple choice.
 
+The sets of builtin_tasks.py are conversations as well.
+
 Both packages are installed for these files alone (`make venv` does it), each file known by its digest; nothing of them
 is part of this project.
 """
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from bielik_nemo.data import builtin_tasks
 from bielik_nemo.data.packaged import packaged_file
 from bielik_nemo.errors import DataError
 
@@ -59,7 +62,7 @@ QUESTIONS = {
 """The sets of `evals` that a name stands for, and the digests of their files."""
 
 PAIRS = (CORRECTIONS, CORRECTIONS_SMALL)
-CONVERSATIONS = (*PAIRS, *QUESTIONS)
+CONVERSATIONS = (*PAIRS, *QUESTIONS, *builtin_tasks.SETS)
 """What `dpo.sources` and `sft.sources` may name."""
 
 
@@ -72,9 +75,11 @@ def conversations(name: str) -> Iterator[dict[str, Any]]:
     if name in PAIRS:
         for wrong, right in _corrections(name):
             yield {"messages": [{"role": "user", "content": _request(wrong)}, {"role": "assistant", "content": right}]}
-        return
-    for path in files(name):
-        yield from _questions(path)
+    elif name in QUESTIONS:
+        for path in files(name):
+            yield from _questions(path)
+    else:
+        yield from builtin_tasks.conversations(name)
 
 
 def pairs(name: str) -> Iterator[dict[str, Any]]:
@@ -88,10 +93,12 @@ def pairs(name: str) -> Iterator[dict[str, Any]]:
 
 
 def files(name: str) -> list[Path]:
-    """The files that a built-in set is read from.
+    """The files that a built-in set is read from; none of one that is made here.
 
     Raises `DataError` where its package is not installed, or holds another file.
     """
+    if name in builtin_tasks.SETS:
+        return []
     if name in PAIRS:
         return [packaged_file(name, *CORRECTIONS_FILE, DataError)]
     return [

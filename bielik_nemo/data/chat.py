@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+    from bielik_nemo.align.reward import Task
     from bielik_nemo.config_align import ChatSource, PreferenceSource
 
 SUFFIXES = (".jsonl",)
@@ -40,8 +41,9 @@ class Example(NamedTuple):
     """A line that can be used."""
 
     prompt: str  # which decides on which side it is
-    texts: tuple[Rendered, ...]  # the conversation; of a pair, chosen and rejected
-    weight: int | None  # in hundredths; of a pair, none
+    texts: tuple[Rendered, ...]  # the conversation; of a pair, chosen and rejected; what asks for a task's answer
+    weight: int | None  # in hundredths; of a pair and of a task, none
+    task: Task | None = None
 
 
 class Tokens(NamedTuple):
@@ -60,14 +62,14 @@ class Line(NamedTuple):
 
 
 def conversations(source: ChatSource, template: ChatML | OwnTemplate) -> Iterator[Line]:
-    """The conversations of a source, and the lines of which none can be made; see `_lines` for errors."""
+    """The conversations of a source, and the lines of which none can be made; see `lines_of` for errors."""
 
     def read(record: dict[str, Any]) -> Example:
         found = chat_formats.conversation(record, source.format)
         text = template.render(found.turns, found.trained_from)
         return Example(chat_formats.opening(found.turns), (text,), found.weight or hundredths(source.weight))
 
-    return _lines(source.path, builtin_chat.conversations, read)
+    return lines_of(source.path, builtin_chat.conversations, read)
 
 
 def pairs(source: PreferenceSource, template: ChatML | OwnTemplate) -> Iterator[Line]:
@@ -79,13 +81,18 @@ def pairs(source: PreferenceSource, template: ChatML | OwnTemplate) -> Iterator[
         texts = tuple(template.render([*found.prompt, *answer], len(found.prompt)) for answer in answers)
         return Example(chat_formats.opening([*found.prompt, *found.chosen]), texts, None)
 
-    return _lines(source.path, builtin_chat.pairs, read)
+    return lines_of(source.path, builtin_chat.pairs, read)
 
 
-def _lines(
+def lines_of(
     path: str, builtin: Callable[[str], Iterator[dict[str, Any]]], read: Callable[[dict[str, Any]], Example]
 ) -> Iterator[Line]:
     """Every line that is not blank, files in the order of their paths.
+
+    Args:
+        path: of a source.
+        builtin: gives the lines of a built-in set.
+        read: makes an example of a line's object.
 
     Raises:
         DataError: there is no such source, or no .jsonl file in it.

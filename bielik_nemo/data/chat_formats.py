@@ -1,9 +1,10 @@
-"""One line of JSON -> a conversation, or a prompt with a chosen and a rejected answer, whatever format it is in.
+"""One line of JSON -> a conversation, a prompt, or one with a chosen and a rejected answer, whatever format it is in.
 
 Conversations: `messages` ({"messages": [{"role", "content", "tool_calls"}]}), `alpaca` ({"instruction", "input",
 "output", "system"}), `sharegpt` ({"conversations": [{"from", "value"}]}) and `prompt_completion` ({"prompt",
 "completion"}, each text or messages; only the completion is trained). Preferences: {"prompt", "chosen", "rejected"},
-each text or messages; or whole conversations in `chosen` and `rejected`, whose shared beginning is the prompt.
+each text or messages; or whole conversations in `chosen` and `rejected`, whose shared beginning is the prompt. Tasks
+(see tasks.py): {"prompt"}, text or messages that wait for an answer.
 
 Tools are written as text, whatever the template (the Hermes convention, our choice: no report gives Bielik's): a call
 is `<tool_call>`, its JSON and `</tool_call>` in the assistant's turn, the offered `tools` are in the system turn, and a
@@ -125,6 +126,21 @@ def pair(record: dict[str, Any]) -> Pair:
     return Pair(prompt, *ends)
 
 
+def asked(record: dict[str, Any]) -> list[Turn]:
+    """The turns of a task, the last of which waits for an answer.
+
+    Raises:
+        BadLine: it cannot be used.
+    """
+    _require(record, ("prompt",))
+    turns = _offered(record, _said(record["prompt"], "prompt", "user"))
+    _follow(turns)
+    if not turns or turns[-1].role not in TURN_AFTER["assistant"]:
+        last = f"{turns[-1].role} speaks last" if turns else "no turn"
+        raise BadLine(f"'prompt': {last}, allowed: {' or '.join(TURN_AFTER['assistant'])}")
+    return turns
+
+
 def opening(turns: Sequence[Turn]) -> str:
     """What stands before the first answer. Its hash decides what is held out, so that no prompt is on both sides."""
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
@@ -139,7 +155,7 @@ def _alpaca(record: dict[str, Any]) -> tuple[list[Turn], int]:
     optional = {key: record.get(key) or "" for key in ("system", "input")}
     texts = optional | {key: record[key] for key in ("instruction", "output")}
     for key, text in texts.items():
-        _check_text(text, repr(key))
+        check_text(text, repr(key))
     system = [Turn("system", texts["system"])] if texts["system"] else []
     asked = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
     return [*system, Turn("user", asked), Turn("assistant", texts["output"])], 0
@@ -172,7 +188,7 @@ def _require(record: dict[str, Any], keys: tuple[str, ...]) -> None:
 def _said(value: Any, key: str, role: str) -> list[Turn]:
     """Text as one turn of a role, messages as they are."""
     if isinstance(value, str):
-        _check_text(value, repr(key))
+        check_text(value, repr(key))
         return [Turn(role, value)]
     return _turns(value, key)
 
@@ -197,9 +213,9 @@ def _turns(
             raise BadLine(f"{where}: 'tool_calls' is not a list, or not the assistant's")
         if content is None and calls:
             content = ""
-        _check_text(content, f"{where}: {text_key!r}")
+        check_text(content, f"{where}: {text_key!r}")
         text = "\n".join([content] * bool(content) + [_tool_call(call, where) for call in calls])
-        _check_text(text, where)
+        check_text(text, where)
         turns.append(Turn(roles[role], text))
     return turns
 
@@ -229,13 +245,18 @@ def _offered(record: dict[str, Any], turns: list[Turn]) -> list[Turn]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadLine("'tools' is not a list of objects")
     text = _TOOLS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
-    _check_text(text, "'tools'")
+    check_text(text, "'tools'")
     if turns and turns[0].role == "system":
         return [Turn("system", f"{turns[0].content}\n\n{text}"), *turns[1:]]
     return [Turn("system", text), *turns]
 
 
-def _check_text(text: Any, where: str) -> None:
+def check_text(text: Any, where: str) -> None:
+    """Refuse what is no text, or text that has no UTF-8.
+
+    Raises:
+        BadLine: begins with `where`.
+    """
     if not isinstance(text, str):
         raise BadLine(f"{where} is not text")
     try:
@@ -244,14 +265,19 @@ def _check_text(text: Any, where: str) -> None:
         raise BadLine(f"{where} is not valid Unicode: lone surrogate at character {error.start}") from None
 
 
-def _ordered(turns: list[Turn], first: int) -> list[Turn]:
-    """Turns up to the last answer, if every one may follow the one before it and one from `first` on is an answer."""
+def _follow(turns: Sequence[Turn]) -> None:
+    """Refuse turns of which one may not follow the one before it."""
     before = ""
     for number, turn in enumerate(turns, start=1):
         if before not in TURN_AFTER[turn.role]:
             follows = f"{turn.role} after {before}" if before else f"{turn.role} speaks first"
             raise BadLine(f"turn {number}: {follows}")
         before = turn.role
+
+
+def _ordered(turns: list[Turn], first: int) -> list[Turn]:
+    """Turns up to the last answer, if every one may follow the one before it and one from `first` on is an answer."""
+    _follow(turns)
     answers = [number for number, turn in enumerate(turns) if number >= first and turn.role == "assistant"]
     if not answers:
         raise BadLine("no assistant turn")

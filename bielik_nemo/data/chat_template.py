@@ -33,6 +33,10 @@ class Rendered(NamedTuple):
 class ChatML:
     """OpenChatML.
 
+    Attributes:
+        control: tokens that no turn may contain.
+        ends: tokens that end an answer: `<|im_end|>`, and the tokenizer's own end where it is another.
+
     Raises:
         DataError: its marks are not tokens of this tokenizer.
     """
@@ -49,6 +53,7 @@ class ChatML:
             "" if token in (None, START, END) else token for token in (tokenizer.bos_token, tokenizer.eos_token)
         )
         self.control = tuple(filter(None, (START, END, self.begin, self.end)))
+        self.ends = tuple(filter(None, (END, self.end)))
 
     def render(self, turns: Sequence[Turn], trained_from: int = 0) -> Rendered:
         """The text of turns that end with an answer; the answers from turn `trained_from` on are trained.
@@ -66,9 +71,23 @@ class ChatML:
                 spans.append((begin, len(text)))
         return Rendered(text, spans)
 
+    def ask(self, turns: Sequence[Turn]) -> str:
+        """The text that asks for the answer to turns, which is what is not trained where `render` has that answer.
+
+        Raises:
+            BadLine: a turn contains a control token.
+        """
+        _check(turns, self.control)
+        said = "".join(f"{START}{role}\n{content}{END}\n" for role, content in turns)
+        return f"{self.begin}{said}{START}assistant\n"
+
 
 class OwnTemplate:
     """The tokenizer's own template.
+
+    Attributes:
+        control: tokens that no turn may contain.
+        ends: tokens that end an answer: the one that the template writes behind it, and the tokenizer's own end.
 
     Raises:
         DataError: it has none, or one from which answers cannot be told.
@@ -83,9 +102,13 @@ class OwnTemplate:
         spelled = [token for token in added if token in tokenizer.chat_template and token not in TOOL_TAGS]
         self.control = tuple(dict.fromkeys([*spelled, *filter(None, (tokenizer.bos_token, tokenizer.eos_token))]))
         try:
-            self.render([Turn(role, role) for role in ("user", "assistant") * 2])
+            shown = self.render([Turn(role, role) for role in ("user", "assistant") * 2])
         except BadLine as error:
             raise DataError(f"chat.template: found tokenizer, but {error}; {use}") from None
+        begin, end = shown.spans[-1]
+        behind = shown.text[begin:end].rpartition("assistant")[2].lstrip()
+        marks = (*(token for token in added if behind.startswith(token)), tokenizer.eos_token)
+        self.ends = tuple(dict.fromkeys(filter(None, marks)))
 
     def render(self, turns: Sequence[Turn], trained_from: int = 0) -> Rendered:
         """The same as `ChatML.render`.
@@ -102,6 +125,15 @@ class OwnTemplate:
                     raise BadLine("the tokenizer's template writes a turn in another way once others follow")
                 spans.append((len(asked), len(answered)))
         return Rendered(text, spans)
+
+    def ask(self, turns: Sequence[Turn]) -> str:
+        """The same as `ChatML.ask`.
+
+        Raises:
+            BadLine: also when the template refuses the turns.
+        """
+        _check(turns, self.control)
+        return self._text(turns, ask=True)
 
     def _text(self, turns: Sequence[Turn], ask: bool = False) -> str:
         from jinja2 import TemplateError

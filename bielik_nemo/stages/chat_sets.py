@@ -51,7 +51,7 @@ class _Side:
             self.weights.append(example.weight)
 
 
-class _Counted:
+class Counted:
     """The lines of a source, those that cannot be used counted and written to a file."""
 
     def __init__(self, lines: Iterable[Line], skipped: TextIO):
@@ -112,7 +112,7 @@ def write(
             for name in SIDES:
                 prefix = here / name / chat.NAME.format(index)
                 sides[name].append(_Side(files.enter_context(labelled.writer(prefix, vocab_size)), unit))
-            lines = _Counted(read(source, template), skipped)
+            lines = Counted(read(source, template), skipped)
             train, held_out = (sides[name][index] for name in SIDES)
             for _, example, texts in chat.tokenised(tokenizer, lines):
                 aside = is_held_out(Document(example.prompt, "", 0), fraction, config.run.seed)
@@ -120,14 +120,14 @@ def write(
                 advance()
             skipped.flush()
             where = f"{key}[{index}].path={source.path}"
-            _check(config, where, lines, here / SKIPPED)
+            check(config, where, lines, here / SKIPPED)
             chat.check_marks(where, *(_total([train, held_out], name) for name in ("tokens", "trained_tokens")))
             if not train.counts[unit]:
-                _one_sided(config, f"{unit} of {where}", "train")
+                one_sided(config, f"{unit} of {where}", "train")
             rows.append({"name": Path(source.path).name, "language": source.language, **train.counts})
             rows[-1]["skipped"] = lines.skipped
         if not _total(sides["held_out"], unit):
-            _one_sided(config, unit, "held_out")
+            one_sided(config, unit, "held_out")
     for name in SIDES:
         _finish(here / name, sides[name], unit)
     summary = {name: {count: _total(sides[name], count) for count in sides[name][0].counts} for name in SIDES}
@@ -140,7 +140,12 @@ def write(
     return summary | {"sources": rows}
 
 
-def _check(config: Config, where: str, lines: _Counted, skipped: Path) -> None:
+def check(config: Config, where: str, lines: Counted, skipped: Path) -> None:
+    """Refuse a source without lines, or with more that cannot be used than allowed.
+
+    Raises:
+        DataError: begins with `where`.
+    """
     allowed = config.chat.max_bad_share
     if not lines.count:
         raise DataError(f"{where}: holds no lines")
@@ -151,7 +156,12 @@ def _check(config: Config, where: str, lines: _Counted, skipped: Path) -> None:
         )
 
 
-def _one_sided(config: Config, what: str, side: str) -> None:
+def one_sided(config: Config, what: str, side: str) -> None:
+    """Refuse a split of which nothing falls on one side.
+
+    Raises:
+        DataError: always.
+    """
     raise DataError(
         f"chat.held_out_fraction={config.chat.held_out_fraction}: no {what} fall on the {side} side; give more of them "
         "or another fraction"

@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from bielik_nemo.config import Config, view
 from bielik_nemo.config_align import ChatSource, PreferenceSource
+from bielik_nemo.config_grpo import TaskSource
 from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
@@ -186,7 +187,7 @@ def _text_source(key: str, source: TextSource) -> Iterator[str]:
         yield f"{key}.weight: found {source.weight}, allowed: a positive number{null}"
 
 
-def _chat_source(key: str, source: ChatSource | PreferenceSource) -> Iterator[str]:
+def _chat_source(key: str, source: ChatSource | PreferenceSource | TaskSource) -> Iterator[str]:
     if not source.path.strip():
         yield f"{key}.path: found {source.path!r}, allowed: text that is not blank"
     yield from _language(key, source.language)
@@ -211,9 +212,10 @@ def hundredths(weight: object) -> int | None:
     return nearest_one if nearest_one and abs(100 * weight - nearest_one) < 1e-6 else None
 
 
-def chat_sources(config: Config) -> Iterator[tuple[str, ChatSource | PreferenceSource]]:
-    """Every source of conversations or preferences and its key, `sft.sources[0]` and so on."""
-    for key, sources in (("sft", config.sft.sources), ("dpo", config.dpo.sources)):
+def chat_sources(config: Config) -> Iterator[tuple[str, ChatSource | PreferenceSource | TaskSource]]:
+    """Every source of conversations, preferences or tasks and its key, `sft.sources[0]` and so on."""
+    every = {"sft": config.sft.sources, "dpo": config.dpo.sources, "grpo": config.grpo.sources}
+    for key, sources in every.items():
         for index, source in enumerate(sources):
             yield f"{key}.sources[{index}]", source
 

@@ -7,11 +7,11 @@ import pytest
 from bielik_nemo.data import builtin_chat
 from bielik_nemo.data.builtin import content_version
 from bielik_nemo.data.builtin_chat import (
-    CONVERSATIONS,
     CORRECTIONS,
     CORRECTIONS_SMALL,
     INSTRUCTION,
     PAIRS,
+    QUESTIONS,
     conversations,
     pairs,
 )
@@ -126,5 +126,5 @@ def test_another_name_is_refused_with_the_nearest():
 
 
 def test_their_version_is_that_of_the_digests_here():
-    assert len({content_version(name) for name in CONVERSATIONS}) == 1
+    assert len({content_version(name) for name in (*PAIRS, *QUESTIONS)}) == 1
     assert content_version(CORRECTIONS) != content_version("builtin:tiny")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bielik_nemo.data.chat_formats import FORMATS, BadLine, Turn, conversation, opening, pair
+from bielik_nemo.data.chat_formats import FORMATS, BadLine, Turn, asked, conversation, opening, pair
 from bielik_nemo.validation.ranges import CHAT_FORMATS
 
 ASKED, ANSWERED = Turn("user", "Ile?"), Turn("assistant", "Dwa 🙂")
@@ -235,6 +235,46 @@ def test_bad_pairs(record: dict[str, Any], why: str):
         pair(record)
     assert why in str(caught.value)
     assert "Sekret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record, turns",
+    [
+        ({"prompt": "Ile?"}, [ASKED]),
+        ({"prompt": [SYSTEM, *MESSAGES[:1]]}, [Turn("system", "Krótko."), ASKED]),
+        ({"prompt": [*MESSAGES, *MESSAGES[:1]]}, [ASKED, ANSWERED, ASKED]),
+        (
+            {"prompt": messages(("user", "Ile?"), ("assistant", CALL_TEXT), ("tool", "2"))},
+            [ASKED, Turn("assistant", CALL_TEXT), Turn("tool", "2")],
+        ),
+    ],
+)
+def test_turns_that_wait_for_an_answer(record: dict[str, Any], turns: list[Turn]):
+    assert asked(record) == turns
+
+
+def test_tools_are_offered_to_tasks_as_in_conversations():
+    tools = {"tools": [{"name": "pogoda"}]}
+    turns = asked({"prompt": "Ile?"} | tools)
+    assert turns == conversation({"messages": MESSAGES} | tools).turns[:-1] and "pogoda" in turns[0].content
+
+
+@pytest.mark.parametrize(
+    "record, why",
+    [
+        ({"question": "Sekret"}, "no key 'prompt'"),
+        ({"prompt": 3}, "'prompt' is not a list of objects"),
+        ({"prompt": []}, "'prompt': no turn, allowed: user or tool"),
+        ({"prompt": MESSAGES}, "'prompt': assistant speaks last, allowed: user or tool"),
+        ({"prompt": [SYSTEM]}, "'prompt': system speaks last, allowed: user or tool"),
+        ({"prompt": [MESSAGES[0], MESSAGES[0]]}, "turn 2: user after user"),
+        ({"prompt": "Ile?", "tools": "Sekret"}, "'tools' is not a list of objects"),
+    ],
+)
+def test_bad_tasks(record: dict[str, Any], why: str):
+    with pytest.raises(BadLine) as caught:
+        asked(record)
+    assert str(caught.value) == why
 
 
 def test_the_opening_is_what_stands_before_the_first_answer():

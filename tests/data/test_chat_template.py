@@ -48,6 +48,44 @@ def test_no_second_mark_where_beginning_and_end_are_chatml(bos: str | None):
     assert rendered.text == "<|im_start|>user\nCześć 🙂<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        ChatML(tokenizer()),
+        ChatML(tokenizer(eos_token="</s>")),
+        ChatML(tokenizer(bos_token=None)),
+        OwnTemplate(tokenizer()),
+        OwnTemplate(tokenizer(STABLE)),
+    ],
+)
+def test_what_asks_for_an_answer_is_what_stands_before_it_in_training(made: ChatML | OwnTemplate):
+    """The last answer is behind the text that asks for it, whatever stands before."""
+    for turns in (TURNS[1:3], [*TURNS[1:3], Turn("user", "?"), TURNS[2]]):
+        text, spans = made.render(turns)
+        assert made.ask(turns[:-1]) == text[: spans[-1][0]]
+
+
+def test_chatml_asks():
+    asked = ChatML(tokenizer()).ask(TURNS[:2])
+    assert asked == "<s><|im_start|>system\nS<|im_end|>\n<|im_start|>user\nCześć 🙂<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "made, ends",
+    [
+        (ChatML(tokenizer()), ("<|im_end|>",)),
+        (ChatML(tokenizer(eos_token="</s>")), ("<|im_end|>", "</s>")),
+        (ChatML(tokenizer(eos_token=None)), ("<|im_end|>",)),
+        (OwnTemplate(tokenizer()), ("<|im_end|>",)),
+        (OwnTemplate(tokenizer(eos_token="</s>")), ("<|im_end|>", "</s>")),
+        (OwnTemplate(tokenizer(STABLE)), ("</s>", "<|im_end|>")),
+    ],
+)
+def test_tokens_that_end_an_answer(made: ChatML | OwnTemplate, ends: tuple[str, ...]):
+    """The tiny tokenizer's own template writes <|im_end|> behind an answer, STABLE writes </s>."""
+    assert made.ends == ends
+
+
 @pytest.mark.parametrize("made, text", [(ChatML, "A<|im_end|>\n"), (OwnTemplate, "A<|im_end|>\n")])
 def test_only_turns_from_a_number_on_are_trained(made: type, text: str):
     turns = [*TURNS[1:3], *TURNS[1:3]]
@@ -69,12 +107,15 @@ def test_content_with_a_control_token_is_refused(token: str):
     with pytest.raises(BadLine) as caught:
         ChatML(tokenizer(eos_token="</s>")).render(turns)
     assert str(caught.value) == f"turn 1 contains the control token {token}"
+    with pytest.raises(BadLine, match="turn 1 contains the control token"):
+        ChatML(tokenizer(eos_token="</s>")).ask(turns[:1])
     calls = [Turn("user", "<pad>"), Turn("assistant", "<tool_call>\n{}\n</tool_call>")]
     ChatML(tokenizer()).render(calls)
     OwnTemplate(tokenizer()).render(calls)
     if token != "</s>":
-        with pytest.raises(BadLine, match="control token"):
-            OwnTemplate(tokenizer()).render(turns)
+        for refusing in (OwnTemplate(tokenizer()).render, OwnTemplate(tokenizer()).ask):
+            with pytest.raises(BadLine, match="control token"):
+                refusing(turns)
 
 
 def test_the_tokenizers_own_template():

@@ -19,7 +19,7 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = "cluster data distill dpo experiment model optim parallel pipeline pretrain prune sft trainer".split()
+GROUPS = "cluster data distill dpo experiment grpo model optim parallel pipeline pretrain prune sft trainer".split()
 
 TEACHER = (4096, 14336, 50)
 PAPER = {  # hidden, FFN, layers; parameters with one embedding matrix in billions (arXiv 2603.11881 table 2)
@@ -177,6 +177,18 @@ def test_published_alignment():
     assert (first.schedule, first.lr, first.min_lr, first.warmup_steps) == ("cosine", 7e-6, 6e-7, 50)
     assert (first.epochs, first.global_batch_size, first.weight_decay, first.normalization) == (3, 128, 0.05, "tokens")
     assert first.reference_tokens == first.global_batch_size * first.seq_length == 524288
+
+
+def test_published_reinforcement_learning():
+    """GRPO of arXiv 2601.11579; Dr. GRPO as the authors of 2503.20783 ran it."""
+    own = compose("", ["grpo=bielik"]).grpo
+    assert (own.schedule, own.lr, own.global_batch_size, own.kl) == ("constant", 1e-6, 128, 0.001)
+    assert (own.clip_low, own.clip_high, own.scale_advantages, own.normalization) == (0.2, 0.2, True, "answer")
+    verifiers = [source.rewards[0].function.rpartition(".")[2] for source in own.sources]
+    assert verifiers == ["maths", "choice", "tool_call"]
+    dr = compose("", ["grpo=dr_grpo"]).grpo
+    assert (dr.schedule, dr.lr, dr.global_batch_size, dr.group_size, dr.temperature) == ("constant", 1e-6, 128, 8, 1)
+    assert (dr.scale_advantages, dr.normalization, dr.max_answer_tokens, dr.kl) == (False, "constant", 3000, 0)
 
 
 def test_built_in_shapes_are_those_of_the_checkpoints():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bielik_nemo import artifacts, ui
+from bielik_nemo.align import scoring
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data import chat, tasks
@@ -18,6 +19,7 @@ from bielik_nemo.data.chat import Example, Line, Tokens
 from bielik_nemo.data.chat_template import TEMPLATES
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.data.tokenizer import load_tokenizer
+from bielik_nemo.errors import ConfigError
 from bielik_nemo.stages.chat_sets import SIDES, SKIPPED, SUMMARY, Counted, check, one_sided
 
 
@@ -46,9 +48,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Write both sides of `grpo.sources`; returns the content of `summary.json`.
 
     Raises:
+        ConfigError: a reward cannot be found or has other options.
         DataError: a source is missing or empty; more of its lines than allowed cannot be used; nothing of it is left
             for training; nothing at all is held out; the template does not suit the tokenizer.
     """
+    if wrong := list(scoring.problems([source.rewards for source in config.grpo.sources])):
+        raise ConfigError("\n".join(wrong))
     here, imported, fraction = run_dir / "tasks", run_dir / "import_hf", config.chat.held_out_fraction
     tokenizer = load_tokenizer(
         imported / "tokenizer", Architecture.from_json(imported / "architecture.json").vocab_size

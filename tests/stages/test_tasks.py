@@ -16,7 +16,7 @@ from bielik_nemo.config_grpo import RewardTerm, TaskSource
 from bielik_nemo.data.tasks import Prepared, read
 from bielik_nemo.data.text import Document, is_held_out
 from bielik_nemo.engine import cpu
-from bielik_nemo.errors import DataError
+from bielik_nemo.errors import ConfigError, DataError
 
 cpu.enable()
 
@@ -104,6 +104,13 @@ def test_a_side_without_tasks(run_dir: Path, config: Config, tmp_path: Path, fra
     with pytest.raises(DataError, match=rf"^chat\.held_out_fraction={fraction}: ") as caught:
         tasks.run(config, run_dir)
     assert what in str(caught.value)
+
+
+def test_a_reward_that_is_not_there_is_named_by_its_key(run_dir: Path, config: Config, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(line("a"))
+    config.grpo.sources[0].rewards = [*MATHS, RewardTerm("bielik_nemo.align.rewards.math")]
+    with pytest.raises(ConfigError, match=r"^grpo\.sources\[0\]\.rewards\[1\]\.function: found 'bielik_nemo"):
+        tasks.run(config, run_dir)
 
 
 def test_a_source_without_lines(run_dir: Path, config: Config, tmp_path: Path):

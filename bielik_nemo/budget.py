@@ -55,7 +55,7 @@ def estimate(config: Config, source: Architecture) -> Budget:
     stages, length = config.pipeline.stages, config.data.seq_length
     target = target_architecture(config, source) if "prune" in stages else source
     pretrains = "pretrain" in stages
-    distils = "distill" in stages or {"pretrain", "sft", "dpo"}.isdisjoint(stages)
+    distils = "distill" in stages or {"pretrain", "sft", "dpo", "grpo"}.isdisjoint(stages)
     tokens = distils * config.trainer.max_steps * config.data.global_batch_size * length
     pretrained = pretrains * config.pretrain.max_steps * config.data.global_batch_size * length
     second = _phase(config, "distill_long")
@@ -68,6 +68,7 @@ def estimate(config: Config, source: Architecture) -> Budget:
     flops += longer * flops_per_token(source, target, config.distill_long.seq_length)
     flops += tuned * flops_per_token(teacher, target, config.sft.seq_length)
     aligned = [(_phase(config, "sft"), teacher), (_phase(config, "dpo"), None)]
+    rewarded = _phase(config, "grpo") if config.grpo.engine == "megatron" else None
     peak = config.cluster.gpu_peak_tflops * 1e12
     return Budget(
         source=source,
@@ -84,7 +85,8 @@ def estimate(config: Config, source: Architecture) -> Budget:
             [memory_per_device(config, target, source)] * distils
             + [memory_per_device(config, source)] * pretrains
             + ([memory_per_device(second, target, source)] if second else [])
-            + [memory_per_device(phase, target, beside) for phase, beside in aligned if phase],
+            + [memory_per_device(phase, target, beside) for phase, beside in aligned if phase]
+            + ([rollout_memory(rewarded, target)] if rewarded else []),
             key=lambda parts: sum(parts.values()),
         ),
         disk=disk_per_stage(config, source, target),
@@ -148,6 +150,23 @@ def memory_per_device(config: Config, target: Architecture, teacher: Architectur
     }
 
 
+def rollout_memory(config: Config, model: Architecture) -> dict[str, float]:
+    """The same while `model` is trained on its own answers: with the reference, and the cache that sampling needs.
+
+    Answers are sampled when no activations are there, so that only what the cache takes beyond these counts.
+    """
+    own, parallel = config.grpo, config.parallel
+    enough = parallel.pp * own.micro_batch_size * config.data_parallel_size  # for the pipeline to be full
+    parts = memory_per_device(replace(config, data=replace(config.data, global_batch_size=enough)), model)
+    if own.kl:
+        parts["reference weights"] = parts["student weights"]
+    width = 2 if config.trainer.precision == "bf16-mixed" else 4
+    longest = own.max_prompt_tokens + own.max_answer_tokens
+    layers = model.num_layers / parallel.pp * 2 * model.num_query_groups * model.head_dim / parallel.tp
+    cache = own.rollout_batch_size * longest * layers * width
+    return parts | {"KV cache": max(cache - parts["activations"], 0)}
+
+
 def disk_per_stage(config: Config, source: Architecture, target: Architecture) -> dict[str, float]:
     """Bytes that each stage of the pipeline writes, where they are worth counting."""
     weights = 2 if config.model.dtype == "bfloat16" else 4
@@ -158,7 +177,9 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     candidates = distilled_candidates(config)
     shared = config.prune.search.distill_steps * kept if candidates and config.cacheable else 0
     every = config.trainer.snapshot_every
-    snapshots = {name: (getattr(config, name).max_steps or 0) // every if every else 0 for name in ("sft", "dpo")}
+    snapshots = {
+        name: (getattr(config, name).max_steps or 0) // every if every else 0 for name in ("sft", "dpo", "grpo")
+    }
     sizes = {
         "import_hf": source.num_parameters() * weights,
         "pretrain": source.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
@@ -170,6 +191,7 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "distill_long": target.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "sft": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["sft"]) * weights),
         "dpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["dpo"]) * weights),
+        "grpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["grpo"]) * weights),
         "merge": target.num_parameters() * (weights + 4 * max(config.merge.snapshots, 1)),
         "export": target.num_parameters() * weights,
     }
@@ -208,6 +230,13 @@ def table(config: Config, budget: Budget) -> str:
         own = getattr(config, name)
         if name in config.pipeline.stages and not own.max_steps:
             rows.append((name, f"{own.epochs:g}", "epochs: its tokens are counted once they are there, not here"))
+    if "grpo" in config.pipeline.stages:
+        own = config.grpo
+        often = f"{own.max_steps:,} steps" if own.max_steps else f"{own.epochs:g} epochs"
+        each = f"{often} * {own.global_batch_size:,} prompts * {own.group_size} answers of at most"
+        rows.append(
+            ("grpo", f"{own.max_answer_tokens:,}", f"tokens, {each}: how long they become decides, not counted")
+        )
     ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:

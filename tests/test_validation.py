@@ -444,7 +444,7 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         (
             "",
             [MERGE, "merge.snapshots=3"],
-            "merge.snapshots: found 3, allowed: 0, or more where sft or dpo in pipeline.stages leaves some (trainer.",
+            "merge.snapshots: found 3, allowed: 0, or more where sft, dpo or grpo in pipeline.stages leaves",
         ),
         ("", [MERGE, "merge.snapshots=3", "trainer.snapshot_every=9"], "merge.snapshots: found 3, allowed: 0, or more"),
         ("tiny", ["model.shape.model_type=gpt2"], "model.shape: architecture: model_type: found 'gpt2'"),

@@ -23,7 +23,7 @@ DIRECTORY = "best"
 
 
 class Best(NamedTuple):
-    """Weights that were kept: held-out loss in nats per token, the step they are of, and where they are."""
+    """Weights that were kept: held-out loss (or reward, its sign turned), the step they are of, and where they are."""
 
     loss: float
     step: int
@@ -32,7 +32,7 @@ class Best(NamedTuple):
 
 def find(directory: Path) -> Best | None:
     """The best that is kept in a directory; None where there is none."""
-    matches = ((path, re.fullmatch(r"step=(\d+),held_out_loss=(\d\S*)", path.name)) for path in directory.glob("*"))
+    matches = ((path, re.fullmatch(r"step=(\d+),held_out_loss=(-?\d\S*)", path.name)) for path in directory.glob("*"))
     return min((Best(float(m[2]), int(m[1]), p) for p, m in matches if m and p.suffix != ".partial"), default=None)
 
 

@@ -100,9 +100,9 @@ class Guard(pl.Callback):
         """The samples of the last step in their order, each with the micro-batch and data-parallel rank that had it."""
         data, first = trainer.datamodule, (trainer.global_step - 1) * self.global_batch_size
         size, ranks = get_micro_batch_size(), parallel_state.get_data_parallel_world_size()
-        samples = []
-        for place in range(self.global_batch_size):
-            sample = data._train_ds[first + place]
+        samples, newest = [], getattr(data, "newest", None)  # of a step that was not drawn but made
+        for place in range(len(newest) if newest else self.global_batch_size):
+            sample = newest[place] if newest else data._train_ds[first + place]
             tokens = [*sample["tokens"].tolist(), int(sample["labels"][-1])]
             samples.append(
                 {

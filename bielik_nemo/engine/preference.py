@@ -30,7 +30,7 @@ from bielik_nemo.losses import answer_log_probs, dpo, dpo_positive
 from bielik_nemo.losses.dpo import METRICS
 
 LAST = ("answers", "reference")
-"""What of a batch only the last pipeline stage needs, beside labels and mask."""
+"""What of a batch only the last pipeline stage needs, beside labels and mask: the further arguments of `measure`."""
 
 
 class Preference:
@@ -48,6 +48,7 @@ class Preference:
 
     names = ("loss", *METRICS, "chosen_log_ratio_per_token", "rejected_log_ratio_per_token")
     """Of the sums that `measure` returns, without the count."""
+    inputs = LAST
 
     def __init__(
         self,
@@ -157,11 +158,11 @@ class PreferenceModel(PretrainingModel):
         batch, *_ = next(dataloader_iter)
         found = gpt_data_step(iter([batch]))
         last = parallel_state.is_pipeline_last_stage()
-        return found | {name: batch[name].cuda(non_blocking=True) if last else None for name in LAST}
+        return found | {name: batch[name].cuda(non_blocking=True) if last else None for name in self.preference.inputs}
 
     def forward_step(self, batch: dict[str, Any]) -> Tensor:
         """One micro-batch; the last pipeline stage returns the sums of `Preference.measure`."""
-        wanted = tuple(batch[name] for name in ("labels", "loss_mask", *LAST))
+        wanted = tuple(batch[name] for name in ("labels", "loss_mask", *self.preference.inputs))
         return gpt_forward_step(self, batch | {"labels": wanted})
 
 

@@ -21,6 +21,7 @@ from bielik_nemo.engine import best
 
 _SPELT = {
     "loss": "loss {:.3f}",
+    "reward": "reward {:.3f}",
     "agreement": "agreement {:.1%}",
     "tokens_per_second": "{:,.0f} tokens/s",
     "mfu": "MFU {:.0%}",
@@ -31,10 +32,11 @@ _SPELT = {
 
 
 class HeldOutSet(Protocol):
-    """Something that a model is measured on: text, answers, pairs."""
+    """Something that a model is measured on: text, answers, pairs, tasks."""
 
     def record(self, model: Any) -> dict[str, Any]:
-        """What is written down of this rank's part of a model, `held_out_loss` among it; the same on every rank."""
+        """What is written down of this rank's part of a model, `held_out_loss` among it, or `held_out_reward`; the same
+        on every rank."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -54,10 +56,10 @@ class TrainingProgress(pl.Callback):
 
     Args:
         path: of `metrics.jsonl`; a resumed run appends, after dropping what it will do again.
-        tokens_per_step: of text, in the mean.
+        tokens_per_step: of text, in the mean; where steps differ much, the module's `tokens` so far are taken.
         log_every: steps between two training records.
         validate_every: steps between two measurements on held-out tokens; also before the first and after the last.
-        held_out: what is measured then; its `held_out_loss` is what a best model has the lowest of.
+        held_out: what is measured then; a best model has the lowest `held_out_loss`, or the highest `held_out_reward`.
         peak: tokens per second at the devices' full speed, of which MFU is a share; 0: not known.
         best: directory for the weights of the lowest held-out loss; empty: they are not kept.
     """
@@ -83,7 +85,7 @@ class TrainingProgress(pl.Callback):
         step = trainer.global_step
         kept = [record for record in read(self.path) if 0 < step >= record["step"]]
         self.start = time.monotonic() - max((record["seconds"] for record in kept), default=0.0)
-        self.mark, self.marked = time.monotonic(), step
+        self._mark(step, module)
         if trainer.is_global_zero:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self.advance = self.open.enter_context(ui.progress(self.path.parent.name, trainer.max_steps, step))
@@ -98,9 +100,8 @@ class TrainingProgress(pl.Callback):
         """Record one step in `log_every` and the last; measure one in `validate_every` and the last."""
         step, last = trainer.global_step, trainer.global_step == trainer.max_steps
         if step % self.log_every == 0 or last:
-            now = time.monotonic()
-            rate = (step - self.marked) * self.tokens_per_step / max(now - self.mark, 1e-9)
-            self.mark, self.marked = now, step
+            rate = (self._tokens(step, module) - self.marked) / max(time.monotonic() - self.mark, 1e-9)
+            self._mark(step, module)
             loss = float(trainer.callback_metrics["reduced_train_loss"])
             measured = {"loss": loss} | getattr(module, "step_metrics", dict)()
             measured["lr"] = self.lr
@@ -108,7 +109,7 @@ class TrainingProgress(pl.Callback):
             measured["tokens_per_second"] = round(rate, 1)
             if self.peak:
                 measured["mfu"] = round(rate / self.peak, 4)
-            self._record(trainer, **measured)
+            self._record(trainer, module, **measured)
             self.info = "  ".join(form.format(measured[key]) for key, form in _SPELT.items() if key in measured)
         self.advance(getattr(self, "info", ""))
         if step % self.validate_every == 0 or last:
@@ -124,16 +125,23 @@ class TrainingProgress(pl.Callback):
 
     def _validate(self, trainer: pl.Trainer, module: Any) -> None:
         measured = self.held_out.record(module.core_module)
-        self._record(trainer, **measured)
+        self._record(trainer, module, **measured)
         if self.best and trainer.global_step:
-            best.keep(module.core_module, Path(self.best), trainer.global_step, measured["held_out_loss"])
-        self.mark, self.marked = time.monotonic(), trainer.global_step  # not training: left out of the rate
+            loss = measured["held_out_loss"] if "held_out_loss" in measured else -measured["held_out_reward"]
+            best.keep(module.core_module, Path(self.best), trainer.global_step, loss)
+        self._mark(trainer.global_step, module)  # not training: left out of the rate
 
-    def _record(self, trainer: pl.Trainer, **values: Any) -> None:
+    def _tokens(self, step: int, module: Any) -> int:
+        return getattr(module, "tokens", step * self.tokens_per_step)
+
+    def _mark(self, step: int, module: Any) -> None:
+        self.mark, self.marked = time.monotonic(), self._tokens(step, module)
+
+    def _record(self, trainer: pl.Trainer, module: Any, **values: Any) -> None:
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
         seconds = round(time.monotonic() - self.start, 2)
-        record = {"step": step, **values, "tokens": step * self.tokens_per_step, "seconds": seconds}
+        record = {"step": step, **values, "tokens": self._tokens(step, module), "seconds": seconds}
         with open(self.path, "a") as stream:
             stream.write(json.dumps(record) + "\n")

@@ -48,6 +48,7 @@ POSITIVE = (
     "distill_long.micro_batch_size",
     "chat.held_out_tokens",
     "chat.held_out_pairs",
+    "chat.held_out_tasks",
     "sft.epochs",
     "sft.seq_length",
     "sft.global_batch_size",
@@ -61,6 +62,26 @@ POSITIVE = (
     "dpo.lr",
     "dpo.beta",
     "dpo.gate_tolerance",
+    *(
+        f"grpo.{name}"
+        for name in (
+            "epochs",
+            "prompts_per_rollout",
+            "global_batch_size",
+            "passes_per_rollout",
+            "rollout_batch_size",
+            "max_prompt_tokens",
+            "max_answer_tokens",
+            "temperature",
+            "seq_length",
+            "micro_batch_size",
+            "lr",
+            "mismatch_tolerance",
+            "rewards.timeout_s",
+            "rewards.memory_gib",
+            "rewards.workers",
+        )
+    ),
     "parallel.tp",
     "parallel.pp",
     "parallel.cp",
@@ -77,10 +98,11 @@ POSITIVE = (
     "evaluate.sample_tokens",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-PHASES = ("pretrain", "distill_long", "sft", "dpo")
+PHASES = ("pretrain", "distill_long", "sft", "dpo", "grpo")
 NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in PHASES for key in ("min_lr", "warmup_steps"))
 NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", *PHASES))
 NOT_NEGATIVE += ("sft.weight_decay", "sft.forward_kl", "dpo.weight_decay", "dpo.penalty", "merge.weight")
+NOT_NEGATIVE += ("grpo.weight_decay", "grpo.top_k", "grpo.clip_high", "grpo.kl")
 NOT_NEGATIVE += (
     "sft.lora.rank",
     "merge.snapshots",
@@ -89,7 +111,7 @@ NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.kee
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
-POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "dpo.beta_rejected")
+POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "dpo.beta_rejected", "grpo.max_steps")
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
@@ -101,6 +123,8 @@ POSITIVE_OR_NULL += tuple(
     for end in ("min", "max")
 )
 FRACTIONS = (
+    "grpo.clip_low",
+    "grpo.rewards.max_error_share",
     "sft.lora.dropout",
     "chat.max_bad_share",
     "chat.held_out_fraction",
@@ -120,6 +144,7 @@ WORDS = {
     "trainer.recompute": RECOMPUTE,
     "sft.recompute": RECOMPUTE,
     "dpo.recompute": RECOMPUTE,
+    "grpo.recompute": RECOMPUTE,
     "optim.schedule": SCHEDULES,
     "pretrain.schedule": SCHEDULES,
     "distill_long.schedule": SCHEDULES,
@@ -128,6 +153,10 @@ WORDS = {
     "sft.normalization": ("tokens", "weights"),
     "dpo.schedule": SCHEDULES,
     "dpo.loss": ("bielik", "smaug", "plain"),
+    "grpo.schedule": SCHEDULES,
+    "grpo.engine": ("megatron", "nemo_rl"),
+    "grpo.rollouts": ("megatron", "vllm"),
+    "grpo.normalization": ("answer", "constant", "tokens"),
     "merge.method": ("linear", "slerp"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
@@ -144,6 +173,8 @@ def problems(config: Config) -> Iterator[str]:
         (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "zero or a positive number"),
         (POSITIVE_OR_NULL, lambda value: value is None or value > 0, "a positive number, or null"),
         (FRACTIONS, lambda value: 0 <= value < 1, "0 up to, not including, 1"),
+        (("grpo.top_p",), lambda value: 0 < value <= 1, "above 0, up to 1"),
+        (("grpo.group_size",), lambda value: value >= 2, "2 or more, to compare each reward with the others"),
         (("dpo.label_smoothing",), lambda value: 0 <= value < 0.5, "0 up to, not including, 0.5"),
         (("distill.jensen_shannon_beta",), lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
         (("run.name", "run.dir"), lambda value: value.strip(), "text that is not blank"),

@@ -16,6 +16,7 @@ SEQUENCES = {  # and the stages that read so many tokens at a time
     "distill_long.seq_length": {"distill_long"},
     "sft.seq_length": {"sft"},
     "dpo.seq_length": {"reference", "dpo"},
+    "grpo.seq_length": {"grpo"},
 }
 
 
@@ -163,7 +164,7 @@ def _windowed(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield f"data.separate_documents: found True, allowed: False {window}"
     if config.sft.packing and "sft" in stages:
         yield f"sft.packing: found True, allowed: False {window}"
-    for stage in ("reference", "dpo"):
+    for stage in ("reference", "dpo", "grpo"):
         if stage in stages:
             yield f"pipeline.stages: found {stage}, which keeps answers apart; not possible {window}"
 

@@ -81,6 +81,6 @@ def merge_problems(config: Config) -> Iterator[str]:
         yield f"merge.method: found 'slerp' with {count} models ({found}), allowed: with 2"
     if not merge.weight + sum(model.weight for model in merge.models):
         yield "merge.weight: found 0 here and in all of merge.models, allowed: a positive number in one of them"
-    if merge.snapshots and not (every and {"sft", "dpo"} & set(config.pipeline.stages)):
-        leaves = "where sft or dpo in pipeline.stages leaves some (trainer.snapshot_every)"
+    if merge.snapshots and not (every and {"sft", "dpo", "grpo"} & set(config.pipeline.stages)):
+        leaves = "where sft, dpo or grpo in pipeline.stages leaves some (trainer.snapshot_every)"
         yield f"merge.snapshots: found {merge.snapshots}, allowed: 0, or more {leaves}"

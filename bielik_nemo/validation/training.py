@@ -21,6 +21,8 @@ def problems(config: Config) -> Iterator[str]:
         yield from _sft(config)
     if not {"reference", "dpo"}.isdisjoint(config.pipeline.stages):
         yield from _dpo(config)
+    if "grpo" in config.pipeline.stages:
+        yield from _grpo(config)
 
 
 def _schedules(config: Config) -> Iterator[str]:
@@ -29,7 +31,7 @@ def _schedules(config: Config) -> Iterator[str]:
         if name in config.pipeline.stages:
             phase = getattr(config, name)
             schedules[name] = (phase, f"{name}.max_steps", phase.max_steps)
-    for name in ("sft", "dpo"):  # where the epochs decide, the stage knows the steps once it has the data
+    for name in ("sft", "dpo", "grpo"):  # where the epochs decide, the stage knows the steps once it has the data
         if name in config.pipeline.stages and (steps := getattr(config, name).max_steps):
             schedules[name] = (getattr(config, name), f"{name}.max_steps", steps)
     for name, (schedule, key, steps) in schedules.items():
@@ -46,7 +48,7 @@ def _schedules(config: Config) -> Iterator[str]:
 def _layout(config: Config) -> Iterator[str]:
     """What the devices ask for."""
     parallel, batches = config.parallel, {"data": config.data}
-    for name in ("distill_long", "sft"):  # dpo makes its sequences fit
+    for name in ("distill_long", "sft"):  # dpo and grpo make their sequences fit
         if name in config.pipeline.stages:
             batches[name] = getattr(config, name)
     world, split = config.world_size, parallel.tp * parallel.pp * parallel.cp
@@ -80,7 +82,7 @@ def _separate_documents(config: Config) -> Iterator[str]:
 def _split_sequences(config: Config) -> Iterator[str]:
     """What splitting the tokens of a sequence asks for."""
     parallel, lengths = config.parallel, {"data": config.data.seq_length}
-    for name in ("distill_long", "sft", "dpo"):
+    for name in ("distill_long", "sft", "dpo", "grpo"):
         if name in config.pipeline.stages:
             lengths[name] = getattr(config, name).seq_length
     on_cpu = "without GPUs (cluster.gpu_memory_gib=0): Megatron's own attention and norms cannot"
@@ -186,6 +188,31 @@ def _dpo(config: Config) -> Iterator[str]:
     if config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
         # Transformer Engine takes the conversations' lengths instead of a mask, of one sequence at a time.
         yield f"dpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"
+
+
+def _grpo(config: Config) -> Iterator[str]:
+    """What sampling from the model that is trained, and packing its answers, asks for."""
+    own, parallel = config.grpo, config.parallel
+    if parallel.cp > 1:
+        yield f"parallel.cp: found {parallel.cp}, allowed: 1 with grpo in pipeline.stages, which needs whole answers"
+    if parallel.sequence_parallel:
+        # Megatron's static inference takes one token at a time, which cannot be shared out (0.15.3).
+        yield "parallel.sequence_parallel: found True, allowed: False with grpo in pipeline.stages, which samples"
+    if config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
+        yield f"grpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"
+    if own.prompts_per_rollout % own.global_batch_size:
+        yield (
+            f"grpo.prompts_per_rollout: found {own.prompts_per_rollout}, allowed: multiples of "
+            f"grpo.global_batch_size={own.global_batch_size}"
+        )
+    longest = own.max_prompt_tokens + own.max_answer_tokens - 1
+    if own.seq_length < longest:
+        yield (
+            f"grpo.seq_length: found {own.seq_length}, allowed: at least {longest}, the predictions of the longest "
+            "prompt and answer (grpo.max_prompt_tokens + grpo.max_answer_tokens - 1)"
+        )
+    if own.clip_high < own.clip_low:
+        yield f"grpo.clip_high: found {own.clip_high}, allowed: at least grpo.clip_low={own.clip_low}"
 
 
 def _lora(config: Config, lora: LoRA) -> Iterator[str]:

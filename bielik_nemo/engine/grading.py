@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ class Grader:
     ):
         self.vocab_size, self.batch_size, self.rollouts = vocab_size, batch_size, rollouts
         self.terms, self.rewards = terms, rewards
-        self.tokenizer = load_tokenizer(tokenizer, vocab_size)
+        self.tokenizer = load_tokenizer(Path(tokenizer), vocab_size)
         self.scorer: Scorer | None = None
 
     def engine(self, model: GPTModel) -> RolloutEngine:

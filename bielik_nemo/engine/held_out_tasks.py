@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bielik_nemo.data import tasks as task_data
@@ -45,7 +46,7 @@ class HeldOutTasks:
 
     def chosen(self) -> list[Prepared]:
         """The tasks."""
-        every = [each for each in task_data.read(self.file) if len(each.ids) <= self.max_prompt_tokens]
+        every = [each for each in task_data.read(Path(self.file)) if len(each.ids) <= self.max_prompt_tokens]
         numbers = sorted({each.source for each in every})
         part = -(-self.tasks // max(len(numbers), 1))
         return [task for number in numbers for task in [each for each in every if each.source == number][:part]]

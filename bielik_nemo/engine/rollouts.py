@@ -76,7 +76,7 @@ def plan(
     Raises:
         DataError: no task is left.
     """
-    every = task_data.read(file)
+    every = task_data.read(Path(file))
     tasks = [each for each in every if len(each.ids) <= max_prompt_tokens]
     if not tasks:
         raise DataError(f"{file}: no task has a prompt of at most grpo.max_prompt_tokens={max_prompt_tokens}")

@@ -5,8 +5,8 @@ A line is {"prompt": text or messages, "answer": what the source's rewards compa
 chat_formats.py). Messages end with the user or a tool. A task of which its source's first reward cannot tell whether an
 answer is right is a bad line: it is found here, and not after hours of training.
 
-What is held out is decided by the text before the first answer, as it is of conversations: with the same seed and share,
-a prompt that is held out here is held out of SFT and of preferences as well.
+What is held out is decided by the text before the first answer, as it is of conversations: with the same seed and
+share, a prompt that is held out here is held out of SFT and of preferences as well.
 """
 
 from __future__ import annotations

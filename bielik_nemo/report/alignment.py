@@ -98,8 +98,8 @@ def _sft(numbers: dict[str, Any]) -> str:
     panels = plots.panels(
         ("Loss", "nats per trained token", told, {"loss": ""}, {}),
         ("Held-out answers", "nats per trained token", measured, {"held_out_loss": ""}, {}),
-        ("Held-out answers", "by source", *_columns(measured, "held_out_loss_by_source"), {}),
-        ("Held-out answers", "by language", *_columns(measured, "held_out_loss_by_language"), {}),
+        ("Held-out answers", "by source", *plots.columns(measured, "held_out_loss_by_source"), {}),
+        ("Held-out answers", "by language", *plots.columns(measured, "held_out_loss_by_language"), {}),
         ("Learning rate", "", told, {"lr": ""}, {"minor": True}),
         ("Gradient norm", "", told, {"grad_norm": ""}, {"minor": True}),
     )
@@ -113,8 +113,8 @@ def _dpo(numbers: dict[str, Any]) -> str:
     panels = plots.panels(
         ("Loss", "nats per pair", told, {"loss": ""}, {}),
         ("Held-out loss", "nats per pair", measured, {"held_out_loss": ""}, {}),
-        ("Held-out loss", "by source", *_columns(measured, "held_out_loss_by_source"), {}),
-        ("Held-out loss", "by language", *_columns(measured, "held_out_loss_by_language"), {}),
+        ("Held-out loss", "by source", *plots.columns(measured, "held_out_loss_by_source"), {}),
+        ("Held-out loss", "by language", *plots.columns(measured, "held_out_loss_by_language"), {}),
         ("Held-out accuracy", "share of the pairs", measured, {"held_out_accuracy": ""}, {}),
         ("Held-out margin", "of rewards", measured, {"held_out_margin": ""}, {}),
         ("Held-out answers against the reference", "nats above it", measured, ratios, {"zero": True}),
@@ -138,12 +138,6 @@ def _card(numbers: dict[str, Any], stage: str, unit: str, heading: str, panels: 
     filled = numbers.get("filled", {}).get(stage)
     note = f"{words.percent(filled)} of the positions of its sequences hold a token." if filled else ""
     return markup.section(heading, note, panels + table) if panels or table else ""
-
-
-def _columns(rows: list[dict[str, Any]], table: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows with the table's numbers beside the step, and its names."""
-    names = dict.fromkeys(name for row in rows for name in row.get(table, {}))
-    return [{"step": row["step"], **row.get(table, {})} for row in rows], {name: name for name in names}
 
 
 def _measured(found: dict[str, float], key: str) -> str:

@@ -11,7 +11,7 @@ from bielik_nemo.report import words
 # What stands in a table's column: class of its cells.
 _CELLS = {"text": "", "number": ' class="num"', "bar": ' class="barcell"'}
 
-_SPELT = {"sft": "SFT", "dpo": "DPO"}
+_SPELT = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
 
 
 def section(title: str, note: str, body: str) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import ConfigError, DataError
-from bielik_nemo.report import alignment
+from bielik_nemo.report import alignment, rewards
 from bielik_nemo.report.curves import curve
 from bielik_nemo.report.files import by_model, is_number, needed, numbers_of, read
 from bielik_nemo.report.words import COMPRESSED, ROLES
 
 # The order in which stages are told; any other follows by name.
 _STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long")
-_STAGES += ("chat", "sft", "preferences", "reference", "dpo", "merge", "grpo", "export", "evaluate")
+_STAGES += ("chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate")
 # The stages that draw samples from the training text.
 TRAINED = ("pretrain", "distill", "distill_long")
 
@@ -46,6 +46,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     teacher_cache       {tokens, bytes_per_token} of what the stage `teacher` kept
     distilled_step      the step whose weights are the result
     conversations ...   what alignment.py lists
+    tasks ...           what rewards.py lists
     samples             [{prompt, and its continuation by model}]
     parity              {max_abs_logit_diff, tolerance, tokens} of the exported checkpoint
     seconds             {stage: wall time}
@@ -79,6 +80,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "teacher_cache": numbers_of(taught, read(taught).get("metrics"), ("tokens", "bytes_per_token"), "metrics."),
         "distilled_step": numbers_of(distilled, read(distilled).get("metrics"), ["step"]).get("step"),
         **alignment.collect(run_dir, evaluation, content),
+        **rewards.collect(run_dir, evaluation, content),
         "samples": _samples(evaluation, content.get("samples")),
         "parity": numbers_of(parity, read(parity), ("max_abs_logit_diff", "tolerance", "tokens")),
         **_manifests(run_dir),

@@ -9,7 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from bielik_nemo.report import alignment, markup, plots, search, words
+from bielik_nemo.report import alignment, markup, plots, rewards, search, words
 from bielik_nemo.report.style import stylesheet
 
 # Nothing may be loaded or run, whatever a sample says: escaping is the first lock, this is the second.
@@ -21,11 +21,13 @@ def page(numbers: dict[str, Any]) -> str:
     sections = (
         _quality,
         alignment.answers,
+        rewards.models,
         _pretraining,
         _distillation,
         _longer,
         _texts,
         alignment.training,
+        rewards.training,
         _search,
         _architecture,
         _layers,

@@ -61,6 +61,12 @@ def panels(*wanted: tuple[str, str, Sequence[Mapping[str, Any]], Mapping[str, st
     return f'<div class="panels">{"".join(drawn)}</div>' if drawn else ""
 
 
+def columns(rows: list[dict[str, Any]], table: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows with the table's numbers beside the step, and its names."""
+    names = dict.fromkeys(name for row in rows for name in row.get(table, {}))
+    return [{"step": row["step"], **row.get(table, {})} for row in rows], {name: name for name in names}
+
+
 def curve(
     title: str,
     rows: Sequence[Mapping[str, Any]],
@@ -68,11 +74,13 @@ def curve(
     levels: Mapping[str, float] | None = None,
     minor: bool = False,
     zero: bool = False,
+    error: str = "",
 ) -> str:
     """Columns of the metrics against the step, where a null leaves a gap in a line.
 
     `keys` are columns and what their lines are called, which one alone need not be; `levels` are horizontal lines
-    {role: height}; a `minor` curve is low and without colour; `zero` marks the height 0.
+    {role: height}; a `minor` curve is low and without colour; `zero` marks the height 0; `error` is a column that
+    gives the first line a band of that width on both sides.
     """
     steps = [row["step"] for row in rows]
 
@@ -83,6 +91,10 @@ def curve(
             colour = _COLOUR["muted" if minor else _LINES[number % len(_LINES)]]
             values = [_number(row.get(key)) for row in rows]
             axes.plot(steps, values, color=colour, label=label or "distilled", **style)
+        if error:
+            middle, width = ([_number(row.get(key)) for row in rows] for key in (next(iter(keys)), error))
+            low, high = ([m + sign * w for m, w in zip(middle, width, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=_COLOUR[_LINES[0]], alpha=0.2, linewidth=0)
         for role, height in (levels or {}).items():
             _level(axes, role, height)
         if zero:

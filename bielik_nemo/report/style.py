@@ -16,6 +16,7 @@ PALETTE = {
     "distilled": ("#0f7d62", "#4fcba6"),
     "sft": ("#7a3fb4", "#c39bff"),
     "dpo": ("#b0236c", "#ff8fc4"),
+    "grpo": ("#0b7391", "#5cc8e8"),
     "merged": ("#7d6200", "#dcc04a"),
 }
 
@@ -65,6 +66,7 @@ tr.same > * { color: var(--muted); font-weight: 400 }
 .distilled { background: var(--distilled) }
 .sft { background: var(--sft) }
 .dpo { background: var(--dpo) }
+.grpo { background: var(--grpo) }
 .merged { background: var(--merged) }
 
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));

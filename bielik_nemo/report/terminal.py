@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bielik_nemo.report import alignment, words
+from bielik_nemo.report import alignment, rewards, words
 from bielik_nemo.report.search import candidates
 
 
@@ -20,6 +20,8 @@ def table(numbers: dict[str, Any]) -> Group:
         parts.append(_models(numbers))
     if answers := alignment.table(numbers):
         parts.append(answers)
+    if tasks := rewards.table(numbers):
+        parts.append(tasks)
     if "search" in numbers:
         parts.append(candidates(numbers["search"]))
     if "seconds" in numbers:

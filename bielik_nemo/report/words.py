@@ -6,7 +6,7 @@ from typing import Any
 
 COMPRESSED = ("source", "pruned", "distilled")
 """The models between which a gap opens and is closed."""
-ROLES = (*COMPRESSED, "sft", "dpo", "merged")
+ROLES = (*COMPRESSED, "sft", "dpo", "grpo", "merged")
 """The models that a run compares, in the order in which they came to be."""
 
 WITHIN, OUTSIDE = "within tolerance", "OUTSIDE TOLERANCE"
@@ -86,6 +86,10 @@ def sentences(numbers: dict[str, Any], arrow: str = "->") -> list[str]:
     if likelier:
         chain = f" {arrow} ".join(f"{percent(share)} {role}" for role, share in likelier.items())
         found.append(f"held-out pairs whose chosen answer is the likelier {chain}")
+    rewards = {role: each["reward"] for role, each in numbers.get("rewards", {}).items() if "reward" in each}
+    if rewards:
+        chain = f" {arrow} ".join(f"{reward:.3f} {role}" for role, reward in rewards.items())
+        found.append(f"mean reward on held-out tasks {chain}")
     return found
 
 

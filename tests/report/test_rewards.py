@@ -83,7 +83,7 @@ def shown(numbers):
 
 
 def test_numbers_are_those_of_the_files(run_dir):
-    """Of the last rollout two answers of each verdict; 3,000 characters are shown as 2,000 and a sign that more follow."""
+    """Of the last rollout two answers of each verdict; of 3,000 characters 2,000 and a sign that more follow."""
     report.write(run_dir)
     numbers = json.loads((run_dir / "report.json").read_text())
     assert numbers["rewards"] == MODELS
@@ -120,7 +120,7 @@ def test_page_tells_every_model_every_curve_and_some_answers(run_dir):
     assert "script" not in reader.tags and "b" in reader.tags
     for said in (
         "mean reward on held-out tasks 0.250 sft → 0.500 grpo",
-        "GRPO0.500 ± 0.06250.0 %11.012.0".replace("0.062", "0.062"),
+        "GRPO0.500 ± 0.06250.0 %11.012.0",
         "<script>alert(1)</script>",
         "max 3 <b>5</b>",
         "reward 1, 9 tokens, maths 1",
@@ -139,13 +139,13 @@ def test_the_standard_error_is_a_band_about_the_reward(run_dir):
         run_dir / "grpo" / "metrics.jsonl",
         lines(*({k: v for k, v in row.items() if k != "held_out_reward_se"} for row in rows)),
     )
-    assert "FillBetween" in full or full.count("opacity: 0.2") == 1
+    assert full.count("opacity: 0.2") == 1
     assert "opacity: 0.2" not in page(report.collect(run_dir))
 
 
 def test_terminal_table_fits_80_columns(run_dir):
     text = shown(report.collect(run_dir))
-    assert (max(map(len, text.splitlines())) <= 80 and text.isascii() is False) or True
+    assert max(map(len, text.splitlines())) <= 80
     cells = [line.split() for line in text.splitlines()]
     assert ["sft", "0.250", "+-", "0.031", "25.0", "%", "11.5", "12.2"] in cells
 

@@ -42,13 +42,14 @@ class _Redirect(TorchFunctionMode):
     """Rewrites the device of every torch call that asks for CUDA."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        if func in _MOVES:
+            args = tuple(_CPU if _is_cuda(a) else a for a in args)
+        if not kwargs:  # nearly always, and this stands before every operation
+            return func(*args)
         if _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _CPU}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
-        if func in _MOVES:
-            args = tuple(_CPU if _is_cuda(a) else a for a in args)
         return func(*args, **kwargs)
 
 
@@ -158,6 +159,11 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, -1)
+
+
+def unwatched() -> contextlib.AbstractContextManager:
+    """For a block in which nothing names a device: a quarter of the time in which a small model reads a token."""
+    return torch._C.DisableTorchFunction() if _enabled else contextlib.nullcontext()
 
 
 def enable() -> bool:

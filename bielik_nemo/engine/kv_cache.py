@@ -21,6 +21,7 @@ from bielik_nemo.engine import cpu
 
 cpu.enable()
 
+from megatron.core import parallel_state  # noqa: E402
 from megatron.core.inference.contexts import StaticInferenceContext  # noqa: E402
 from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper  # noqa: E402
 from megatron.core.inference.model_inference_wrappers.inference_wrapper_config import (  # noqa: E402
@@ -94,7 +95,9 @@ class CachedReader:
         start = self.cache.sequence_len_offset
         places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         inputs = {"tokens": tokens, "position_ids": places.expand_as(tokens), "attention_mask": self._visible(places)}
-        with attention(self.model):
+        # The first pass makes the rotary embedding, and collectives their buffers, on a device that they name.
+        alone = torch.distributed.get_world_size(parallel_state.get_model_parallel_group()) == 1
+        with attention(self.model), cpu.unwatched() if alone and start > 0 else contextlib.nullcontext():
             # What run_one_forward_step calls, but for torch.inference_mode: Megatron keeps rotary embeddings from here
             # for training.
             logits = self.wrapper.forward_pass_with_pipeline_parallel_small_input_batch(inputs)

@@ -51,6 +51,15 @@ def test_does_nothing_where_cuda_exists():
     )
 
 
+@without_cuda
+def test_nothing_is_redirected_where_nobody_looks():
+    """And everything again afterwards."""
+    cpu.enable()
+    with cpu.unwatched(), pytest.raises((RuntimeError, AssertionError)):
+        torch.empty(1, device="cuda")
+    assert torch.empty(1, device="cuda").device.type == "cpu"
+
+
 def test_torch_refuses_each_request_without_it_and_grants_it_with_it():
     """The list of cpu.py, entry by entry; one that torch grants by itself is no longer needed."""
     requests = {

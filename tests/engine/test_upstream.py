@@ -68,7 +68,7 @@ SIGNATURES = {
     "megatron.core.rerun_state_machine:destroy_rerun_state_machine": "",
     "megatron.core.tensor_parallel:model_parallel_cuda_manual_seed": "seed",
     "megatron.core.tensor_parallel:gather_from_tensor_model_parallel_region": "input_",
-    # model, forward, generate
+    # model, forward, rollouts
     "nemo.collections.llm.gpt.model.base:GPTConfig": "num_layers hidden_size ffn_hidden_size num_attention_heads "
     "num_query_groups kv_channels vocab_size share_embeddings_and_output_weights rotary_base rotary_percent "
     "layernorm_epsilon add_qkv_bias add_bias_linear normalization gated_linear_unit position_embedding_type "
@@ -88,7 +88,19 @@ SIGNATURES = {
     "megatron.core.pipeline_parallel.schedules:forward_backward_no_pipelining": "forward_step_func data_iterator model "
     "num_microbatches seq_length micro_batch_size forward_only collect_non_loss_data",
     "megatron.core.inference.contexts:StaticInferenceContext": "max_batch_size max_sequence_length",
-    "megatron.core.inference.contexts:StaticInferenceContext.enable_decode_mode": "",
+    "megatron.core.inference.model_inference_wrappers.inference_wrapper_config:InferenceWrapperConfig": "hidden_size "
+    "params_dtype inference_batch_times_seqlen_threshold padded_vocab_size fp32_residual_connection",
+    "megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper:GPTInferenceWrapper": "model "
+    "inference_wrapper_config inference_context",
+    "megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper:GPTInferenceWrapper."
+    "forward_pass_with_pipeline_parallel_small_input_batch": "inference_input",
+    "megatron.core.models.common.embeddings.rope_utils:apply_rotary_pos_emb": "t freqs config cp_group",
+    "megatron.core.transformer.attention:Attention._adjust_key_value_for_inference": "inference_context query key "
+    "value rotary_pos_emb",
+    "megatron.core.transformer.dot_product_attention:DotProductAttention.forward": "query key value attention_mask "
+    "attn_mask_type attention_bias packed_seq_params",
+    "megatron.core.parallel_state:get_model_parallel_group": "",
+    "megatron.core.parallel_state:get_tensor_model_parallel_src_rank": "",
     # checkpoint, datasets
     "nemo.lightning.io.pl:MegatronCheckpointIO": "save_ckpt_format async_save",
     "nemo.lightning.io.pl:MegatronCheckpointIO.save_checkpoint": "checkpoint path",

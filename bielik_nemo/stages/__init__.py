@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bielik_nemo.config import Config
-from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE
+from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE, SAMPLING
 from bielik_nemo.stages.compression import COMPRESSION
 from bielik_nemo.stages.stage import RESUMED, Stage, whole
 
@@ -39,9 +39,10 @@ LAST = (
             "data.held_out_tokens",
             "chat.held_out_tokens",
             "chat.held_out_pairs",
+            "chat.held_out_tasks",
         ),
         outputs=("metrics.json",),
-        # What decides `sft` and `dpo` changes what is read of them.
+        # What decides `sft`, `dpo` and `grpo` changes what is read of them.
         free=(
             "sft.seq_length",
             "sft.packing",
@@ -49,12 +50,16 @@ LAST = (
             "dpo.seq_length",
             "dpo.micro_batch_size",
             *PREFERENCE,
+            *SAMPLING,
+            "grpo.rewards",
+            "grpo.rollout_batch_size",
+            "grpo.sources.rewards",
             "parallel.tp",
             "run.seed",
             "pipeline.stages",
         ),
         needs=("import_hf", "source"),
-        uses=("data", "prune", "distill", "distill_long", "chat", "sft", "preferences", "reference", "dpo", "merge"),
+        uses=("data", "prune", "distill", "distill_long", *(stage.name for stage in ALIGNMENT)),
         # Generation with a KV cache runs on one pipeline stage.
         layout=lambda config: (config.parallel.tp, 1),
     ),

@@ -21,11 +21,14 @@ PREFERENCE = tuple(f"dpo.{name}" for name in ("loss", "beta", "beta_rejected", "
 PREFERENCE += ("dpo.label_smoothing", "dpo.length_normalized")
 """The loss of preference optimisation."""
 
-POLICY = ("engine", "prompts_per_rollout", "passes_per_rollout", "group_size", "rollouts", "max_prompt_tokens")
-POLICY += ("max_answer_tokens", "temperature", "top_p", "top_k", "stop", "scale_advantages", "normalization")
+SAMPLING = ("rollouts", "max_prompt_tokens", "max_answer_tokens", "temperature", "top_p", "top_k", "stop")
+SAMPLING = tuple(f"grpo.{name}" for name in SAMPLING)
+"""How answers to tasks are sampled."""
+
+POLICY = ("engine", "prompts_per_rollout", "passes_per_rollout", "group_size", "scale_advantages", "normalization")
 POLICY += ("clip_low", "clip_high", "kl", "filter_groups", "save_answers")
-POLICY = tuple(f"grpo.{name}" for name in POLICY)
-"""How answers are sampled, and the loss of reinforcement learning."""
+POLICY = (*SAMPLING, *(f"grpo.{name}" for name in POLICY))
+"""The same, and the loss of reinforcement learning."""
 
 TRAINED = ("megatron", "architecture.json", "metrics.jsonl", "batches.json")
 """What they leave."""

@@ -1,11 +1,12 @@
-"""All models of a pipeline side by side: on held-out text, answers and preference pairs, and in what they say.
+"""All models of a pipeline side by side: on held-out text, answers, preference pairs and tasks, and in what they say.
 
 Leaves `metrics.json`. All run as Megatron models on the same tokens: text where the pipeline has `data`, answers where
-it has `chat`; pairs where it has `reference`, for that model and what came of it.
+it has `chat`; pairs where it has `reference`, for that model and what came of it; tasks where it has `grpo`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import against_reference, convert, datasets, distributed, model
 from bielik_nemo.engine.megatron_rollout import MegatronEngine
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.stages import distilled_stage, dpo, model_stage, sft, source_stage
+from bielik_nemo.stages import distilled_stage, dpo, grpo, model_stage, sft, source_stage
 
 
 def compared(config: Config) -> dict[str, str]:
     """The models that the pipeline has, by what they are called, and their stages."""
-    made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo", "merged": "merge"}
+    made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
+    made |= {"grpo": "grpo", "merged": "merge"}
     return {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
 
 
@@ -37,14 +39,14 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
         for name, stage in compared(config).items():
             megatron, shape = _load(config, run_dir / stage)
-            for measure in (_text, _answers, _pairs):
+            for measure in (_text, _answers, _pairs, _tasks):
                 for key, value in measure(config, run_dir, megatron, name, stage).items():
                     metrics.setdefault(key, {})[name] = value
             for prompt, text in _continued(config, run_dir, megatron, shape):
                 samples[prompt][name] = text
             del megatron
             gc.collect()
-    told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference") if key in metrics}
+    told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference", "tasks") if key in metrics}
     if "held_out_loss" in metrics:
         metrics["perplexity"] = {name: math.exp(loss) for name, loss in metrics["held_out_loss"].items()}
         metrics["tokens"] = sum(blocks[:, 1:].numel() for blocks in _held_out(config, run_dir).blocks().values())
@@ -97,6 +99,15 @@ def _pairs(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) 
     with ui.progress(f"held-out pairs, {name}", len(pairs.batches())) as advance:
         reference = None if stage == before else _load(config, run_dir / before)[0]
         return {"preference": against_reference.measure(megatron, pairs, reference, advance)}
+
+
+def _tasks(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
+    if "grpo" not in config.pipeline.stages:
+        return {}
+    vocab_size = Architecture.from_json(run_dir / stage / "architecture.json").vocab_size
+    tasks = fdl.build(grpo.held_out(config, run_dir, vocab_size))
+    with ui.progress(f"held-out tasks, {name}", len(tasks.chosen())) as advance, contextlib.closing(tasks.grader):
+        return {"tasks": tasks.measure(megatron, advance)[0]}
 
 
 def _continued(config: Config, run_dir: Path, megatron: Any, shape: Architecture) -> Iterator[tuple[int, str]]:

@@ -65,6 +65,7 @@ CHANGES = {
     "evaluate.sample_tokens=2": ["evaluate"],
     "chat.held_out_tokens=9": ["evaluate"],
     "chat.held_out_pairs=9": ["evaluate"],
+    "chat.held_out_tasks=9": ["evaluate"],
     # Of stages that this pipeline does not have.
     "prune.search.max_parameters=2e5": [],
     "teacher.samples_per_token=10": [],

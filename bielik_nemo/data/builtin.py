@@ -15,8 +15,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from bielik_nemo.data import builtin_tasks, inflection
 from bielik_nemo.data.builtin_chat import CONVERSATIONS
-from bielik_nemo.data.builtin_tasks import SETS
+from bielik_nemo.data.builtin_tasks import INFLECTION, SETS
 from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
 from bielik_nemo.errors import CheckpointError
 
@@ -56,6 +57,9 @@ def content_version(source: str) -> str:
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     chat = "builtin_tasks" if source in SETS else "builtin_chat"
     name = chat if source in CONVERSATIONS else source.removeprefix(PREFIX)
+    if source == INFLECTION:
+        files = [Path(each.__file__).read_text(encoding="utf-8") for each in (builtin_tasks, inflection)]
+        return hashlib.sha256("".join([*files, inflection.version()]).encode()).hexdigest()
     module = importlib.import_module(f"bielik_nemo.data.{name}")
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 

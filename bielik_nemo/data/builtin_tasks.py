@@ -6,8 +6,8 @@ everywhere, in the same order.
 
 `builtin:drills`: a few characters each, such as `max 3 7 5`, for a model of a quarter million parameters to which every
 byte is a token; without a language. `builtin:arithmetic`, `builtin:ordering` and `builtin:counting`: small numbers and
-words in Polish sentences, with `-english` behind their names in English ones. `builtin:polish-inflection`: see
-inflection.py.
+words in Polish sentences, with `-english` behind their names in English ones. `builtin:polish-inflection`: forms of
+Polish nouns and adjectives, see inflection.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
+from bielik_nemo.data import inflection
 from bielik_nemo.errors import DataError
 
+INFLECTION = "builtin:polish-inflection"
 SIZE = 3000
-"""Prompts of a set: half of them are tasks."""
+"""Prompts of a set that is drawn: half of them are tasks."""
 
 
 class Item(NamedTuple):
@@ -56,12 +58,21 @@ def _items(name: str) -> list[Item]:
         near = difflib.get_close_matches(name, SETS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"{name}: no such built-in set; allowed: {', '.join(SETS)}{hint}")
-    (draw, language), random = SETS[name], Random(name)
-    found: dict[str, Item] = {}
-    while len(found) < SIZE:
-        item = draw(random, language)
-        found.setdefault(item.prompt, item)
-    return list(found.values())
+    make, language = SETS[name]
+    return make(Random(name), language)
+
+
+def _drawn(draw: Callable[[Random, str], Item]) -> Callable[[Random, str], list[Item]]:
+    """What makes a set of items that are drawn one by one, each prompt once."""
+
+    def items(random: Random, language: str) -> list[Item]:
+        found: dict[str, Item] = {}
+        while len(found) < SIZE:
+            item = draw(random, language)
+            found.setdefault(item.prompt, item)
+        return list(found.values())
+
+    return items
 
 
 def _drill(random: Random, _language: str) -> Item:
@@ -170,13 +181,18 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-SETS: dict[str, tuple[Callable[[Random, str], Item], str]] = {
-    "builtin:drills": (_drill, ""),
-    "builtin:arithmetic": (_arithmetic, "pl"),
-    "builtin:arithmetic-english": (_arithmetic, "en"),
-    "builtin:ordering": (_ordering, "pl"),
-    "builtin:ordering-english": (_ordering, "en"),
-    "builtin:counting": (_counting, "pl"),
-    "builtin:counting-english": (_counting, "en"),
+def _inflection(random: Random, language: str) -> list[Item]:
+    return [Item(f"{asked} {BOXED[language]}", answer) for asked, answer in inflection.questions(random)]
+
+
+SETS: dict[str, tuple[Callable[[Random, str], list[Item]], str]] = {
+    "builtin:drills": (_drawn(_drill), ""),
+    "builtin:arithmetic": (_drawn(_arithmetic), "pl"),
+    "builtin:arithmetic-english": (_drawn(_arithmetic), "en"),
+    "builtin:ordering": (_drawn(_ordering), "pl"),
+    "builtin:ordering-english": (_drawn(_ordering), "en"),
+    "builtin:counting": (_drawn(_counting), "pl"),
+    "builtin:counting-english": (_drawn(_counting), "en"),
+    INFLECTION: (_inflection, "pl"),
 }
-"""What draws an item of each set, and its language."""
+"""What makes the items of each set, in order, and its language."""

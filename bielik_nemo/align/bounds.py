@@ -13,19 +13,20 @@ from bielik_nemo.align.boxed import group
 from bielik_nemo.align.notation import LONGEST
 
 COMMANDS = frozenset(
-    "frac sqrt pi infty cdot times div pm mp le leq ge geq lt gt ne neq in cup cap setminus emptyset varnothing "
+    "frac sqrt pi infty cdot times div pm mp le leq ge geq lt gt ne neq in cup cap setminus emptyset "
     "mathbb sin cos tan cot sec csc arcsin arccos arctan log ln lg binom circ alpha beta gamma delta epsilon "
     "varepsilon theta lambda mu phi varphi omega sigma rho begin end overline".split()
 )
 _NUMBER_DIGITS = 60
 _POWER_DIGITS = 10_000  # of one number, and of all together
 _SYMBOLIC_POWER = 30
-_BRACKETS, _BRACES = 5, 10  # in one another; the parser takes twice as long for each
+_BRACKETS, _BRACES = 3, 8  # in one another; the parser takes ever longer for each
 _FUNCTIONS = 8
 
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _TOO_MUCH = re.compile(
-    rf"\d{{{_NUMBER_DIGITS + 1}}}|(?<![\d_])\d+ +\d|!!|[^\x20-\x7e]|[\"'`#@$_]{{2}}|[\"'`#@$]|__"
+    rf"\d{{{_NUMBER_DIGITS + 1}}}"
+    r"|(?<![\d_])\d+ +\d|!!|[^\x20-\x7e]|[\"'`#@$]|__|_ *(?:[^ {}]|\{[^{}]*) *_"
     r"|\\(?:begin|end)\{(?!(?:p|b)?matrix\})|\\mathbb(?!\{[RNZQC]\})|\\sqrt *\[(?!\d{1,2}\])"
 )
 _BINOMIAL = re.compile(r"\\binom *\{[\w+ -]{1,4}\} *\{[\w+ -]{1,4}\}")

@@ -35,8 +35,9 @@ _REPLACED = tuple((re.compile(pattern), new) for pattern, new in (
     (r"\\!|\\(?:left|right|displaystyle|bigl?|bigr)(?![A-Za-z])", ""),
     (r"\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
     (r"\\[dtc]frac", r"\\frac"),
+    (r"\\varnothing", r"\\emptyset"),
     (r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}", r"\\text{\1}"),
-    (r"\\text\{ *(tg|ctg)\}|\\(tg|ctg)(?![A-Za-z])", lambda m: r"\tan " if "ctg" not in m[0] else r"\cot "),
+    (r"\\text\{ *c?tg *\}|\\c?tg(?![A-Za-z])", lambda m: r"\cot " if "ctg" in m[0] else r"\tan "),
     (r"\\frac\{ *\\text\{([^{}]*)\} *\}\{ *\\text\{([^{}]*)\} *\}", r"\\text{\1/\2}"),
     (r"\} */ *\\text\{", "/"),  # \text{km}/\text{h}
     (r"\^ *\{ *\\circ *\}", r"^\\circ"),
@@ -49,6 +50,7 @@ _REPLACED = tuple((re.compile(pattern), new) for pattern, new in (
 ))  # fmt: skip
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d[\d.]*) ?\^\\circ")
+_PERIODIC = re.compile(r"(\d{1,9})(?:[.,]|\{,\})(\d{0,9})(?:\((\d{1,9})\)|\\overline *\{(\d{1,9})\})")
 _NAMED = re.compile(r" *([A-Za-z])(?:_\w|_\{\w+\})? *=([^=]*)")
 _TEXT_UNIT = re.compile(r"\\text\{([^{}]*)\} *(?:\^ *\{? *([23]) *\}?)?$")
 _BARE_UNIT = re.compile(r"(?<=[\d})])( ?)([^\W\d_]+\.?(?:(?: ?/ ?| )[^\W\d_]+\.?){0,3}) *(?:\^? ?\{?([23])\}?)?$")
@@ -97,7 +99,7 @@ def read(text: str, language: str) -> Written:
         text = re.sub(r"^<|\\langle ?", "[", text)
         text = re.sub(r">$| ?\\rangle", "]", text)
     text, unit = (text, "") if _FUNCTION.search(text) else _unit(text)
-    text = _numbers(text, comma).strip()
+    text = _numbers(_PERIODIC.sub(_fraction, text), comma).strip()
     if _FUNCTION.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     return Written(_solutions(text), unit)
@@ -178,6 +180,14 @@ def _part(name: str) -> str:
     return "".join(c for c in letters if not unicodedata.combining(c))[:3]
 
 
+def _fraction(decimal: re.Match[str]) -> str:
+    """0,1(6) as (16 - 1) / 90."""
+    before, fixed, *period = decimal.groups(default="")
+    repeated = "".join(period)
+    ninths = (10 ** len(repeated) - 1) * 10 ** len(fixed)
+    return rf"\frac{{{int(before + fixed + repeated) - int(before + fixed)}}}{{{ninths}}}"
+
+
 def _numbers(text: str, comma: bool) -> str:
     """Every number with a decimal point and nothing between its thousands, every separator a comma."""
     if comma:
@@ -195,7 +205,7 @@ def _numbers(text: str, comma: bool) -> str:
         brackets += [depth] * step
         position += step
     text = _RUN.sub(lambda m: m[0] if brackets[m.start()] > 0 and not separated else _number(m[0], comma), text)
-    return text.replace(";", ",")
+    return text.replace(";", ", ")
 
 
 def _number(run: str, comma: bool) -> str:

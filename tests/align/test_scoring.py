@@ -22,7 +22,7 @@ from bielik_nemo.config_grpo import Rewards, RewardTerm
 from bielik_nemo.errors import ConfigError
 
 HERE = str(Path(__file__).parent)
-LIMITS = Rewards(timeout_s=2.0, memory_gib=0.5, workers=2)
+LIMITS = Rewards(timeout_s=4.0, memory_gib=0.5, workers=2)
 MATHS = "bielik_nemo.align.rewards.maths"
 OWN = "length raises leaves dies sleeps computes fills recurses nothing not_finite heavy process".split()
 SOURCES = {name: [RewardTerm(f"reward_functions.{name}")] for name in OWN} | {
@@ -78,8 +78,8 @@ def test_weights_verdicts_and_parts_are_the_terms(scorer):
         ("dies", "ended its process with status 7"),
         ("nothing", "returned NoneType, not a Reward"),
         ("not_finite", "returned a number that is not finite"),
-        ("sleeps", "took longer than grpo.rewards.timeout_s=2"),
-        ("computes", "took longer than grpo.rewards.timeout_s=2"),
+        ("sleeps", "took longer than grpo.rewards.timeout_s=4"),
+        ("computes", "took longer than grpo.rewards.timeout_s=4"),
     ],
 )
 def test_what_fails_is_an_error_with_the_functions_name(scorer, source, told):
@@ -98,7 +98,7 @@ def test_parts_of_what_did_not_fail_are_told(scorer):
 
 
 def test_an_answer_that_hangs_does_not_hold_up_the_others(scorer):
-    """Two workers: while one waits 2 s for the end of its time, the other scores forty answers."""
+    """Two workers: while one waits 4 s for the end of its time, the other scores forty answers."""
     slow = scorer.submit(GOOD, TASK, NUMBER["sleeps"])
     began = time.monotonic()
     futures = [scorer.submit(GOOD, TASK, NUMBER["sum"]) for _ in range(40)]

@@ -1,8 +1,8 @@
 r"""Mathematics: the answer in the last `\boxed{...}` equals the task's, as math-verify sees it.
 
-Read of both: what `notation` says (decimal commas, spaces in numbers, signs, units), then LaTeX, by the grammar of
-latex2sympy2_extended. Nothing an answer says is evaluated as code: math-verify's extraction of plain expressions, which
-is Python's `eval` underneath, is not used. What `bounds` refuses is not given to the parser at all.
+Read of both: what `notation` says (decimal commas, spaces in numbers, signs, units), then LaTeX, as `latex` says.
+Nothing an answer says is evaluated as code, what `bounds` refuses is not parsed, and what `equality` tells apart at
+first sight is not compared by algebra.
 
 - The value counts, not its form: 1/2, 0.5 and 50% are the same, {1, 2} and {2, 1} too; brackets must be of one kind.
 - Decimals are compared to six places.
@@ -18,25 +18,20 @@ Memory and time of what passes the bounds are for `scoring.Scorer` to limit, so 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
-from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import verify
 
-from bielik_nemo.align.bounds import refused
 from bielik_nemo.align.boxed import last_boxed
+from bielik_nemo.align.equality import differ
+from bielik_nemo.align.latex import parsed
 from bielik_nemo.align.notation import LONGEST, Written, read, word
 from bielik_nemo.align.reward import Completion, Reward, Task, Verdict
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
-_LATEX = [
-    LatexExtractionConfig(
-        boxed_match_priority=-1,
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
-        ),
-    )
-]
+_SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+"""Between anything but digits, where they make no difference."""
 _BRACKETS = ((r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", ")"), ("[", "]"))
 
 
@@ -51,7 +46,7 @@ def maths(completion: Completion, task: Task) -> Reward:
     if len(given) > LONGEST:
         return _reward(Verdict.WRONG, boxed=1.0)
     found = read(given, task.language)
-    if "".join(given.split()) == "".join(str(task.answer).split()):
+    if _SPACES.sub("", given) == _SPACES.sub("", str(task.answer)):
         return _reward(Verdict.CORRECT, boxed=1.0, unit=1.0)
     unit = float(found.unit == wanted.unit)
     if found.unit and wanted.unit and not unit and "%" not in (found.unit, wanted.unit):
@@ -82,24 +77,31 @@ def _compare(found: Written, wanted: Written) -> Verdict:
         same = word(found.text) == word(wanted.text)
         if same or len(word(wanted.text)) > 1:
             return Verdict.CORRECT if same else Verdict.WRONG
-    reference = _parsed(wanted.text)
+    reference = parsed(wanted.text)
     if reference is None:
         return Verdict.UNVERIFIABLE
     kinds = _kind(found.text), _kind(wanted.text)
-    answer = _parsed(found.text)
+    answer = parsed(found.text)
     if answer is None or (all(kinds) and kinds[0] != kinds[1]):
         return Verdict.WRONG
     candidates = [(reference, answer)] if _one_of(found.unit, wanted.unit) else []
     if (found.unit == "%") != (wanted.unit == "%"):  # 50% is 0.5
         candidates.append((reference / 100, answer) if wanted.unit == "%" else (reference, answer / 100))
     try:
-        equal = any(
-            verify(*each, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-            for each in candidates
-        )
-    except Exception:
+        verdicts = [_equal(*each) for each in candidates]
+    except Exception:  # math-verify may raise anything of what it asks of sympy
         return Verdict.UNVERIFIABLE
-    return Verdict.CORRECT if equal else Verdict.WRONG
+    if any(verdicts):
+        return Verdict.CORRECT
+    return Verdict.UNVERIFIABLE if None in verdicts else Verdict.WRONG
+
+
+def _equal(reference: Any, answer: Any) -> bool | None:
+    """What math-verify says of two expressions that do not differ at first sight; None where it is not asked."""
+    different = differ(reference, answer)
+    if different is not False:
+        return None if different is None else False
+    return verify(reference, answer, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
 
 
 def _one_of(found: str, wanted: str) -> bool:
@@ -109,11 +111,3 @@ def _one_of(found: str, wanted: str) -> bool:
 def _kind(text: str) -> tuple[str, str] | None:
     """The brackets around a list, set or interval."""
     return next((each for each in _BRACKETS if text.startswith(each[0]) and text.endswith(each[1])), None)
-
-
-def _parsed(text: str) -> Any:
-    """A text as an expression of sympy; None where it is not one, or more than may be computed."""
-    if not text or refused(text):
-        return None
-    found = parse(f"${text}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=None)
-    return found[0] if found else None

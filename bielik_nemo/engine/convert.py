@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 )
 
 
-def _parameters(model: GPTModel) -> Iterator[tuple[str, int, Tensor]]:
+def parameters(model: GPTModel) -> Iterator[tuple[str, int, Tensor]]:
     """Name, global layer index and value of every parameter that this rank holds."""
     for name, parameter in model.named_parameters():
         layer = -1
@@ -62,7 +62,7 @@ def load_hf(model: GPTModel, directory: Path, a: Architecture) -> None:
     layout = Layout(
         a, parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     )
-    for name, layer, parameter in _parameters(model):
+    for name, layer, parameter in parameters(model):
         # With tied embeddings the last pipeline stage holds a copy of the embedding as its output layer.
         source = "embedding.word_embeddings.weight" if a.tie_embeddings and name == "output_layer.weight" else name
         value = to_megatron(source, hf_names(source, layer), reader.read, layout)
@@ -100,7 +100,7 @@ def gathered_hf_tensors(model: GPTModel, a: Architecture) -> Iterator[tuple[str,
     rank = distributed.rank()
     mine = [
         (name, hf_names(name, layer), parameter)
-        for name, layer, parameter in _parameters(model)
+        for name, layer, parameter in parameters(model)
         if not (a.tie_embeddings and name == "output_layer.weight")
     ]
     stages: list = [None] * parallel_state.get_pipeline_model_parallel_world_size()
@@ -110,8 +110,8 @@ def gathered_hf_tensors(model: GPTModel, a: Architecture) -> Iterator[tuple[str,
     sources = torch.distributed.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())
     leader = parallel_state.get_data_parallel_rank() == 0 and parallel_state.get_tensor_model_parallel_rank() == 0
     shapes = expected_shapes(a)
-    for stage, parameters in enumerate(stages):
-        for position, names in enumerate(parameters):
+    for stage, held in enumerate(stages):
+        for position, names in enumerate(held):
             tensors: list[Tensor] = []
             if stage == pp_rank:
                 name, _, parameter = mine[position]

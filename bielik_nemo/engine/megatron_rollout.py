@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from bielik_nemo.engine import forward, kv_cache
-from bielik_nemo.engine.rollout import Answer, Sampling
+from bielik_nemo.engine.rollout import Answer, Sampling, check_lengths
 from bielik_nemo.engine.sampling import draw, noise
-from bielik_nemo.errors import DataError
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -70,15 +69,9 @@ class MegatronEngine:
         The model is in evaluation mode until the last was taken.
 
         Raises:
-            DataError: a prompt is empty, or does not fit the model's positions together with the longest answer.
+            DataError: see `check_lengths`.
         """
-        most, positions = sampling.max_tokens, self.model.max_sequence_length
-        for number, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= positions - most:
-                raise DataError(
-                    f"prompt {number} of a rollout: found {len(prompt)} tokens, allowed: 1 to {positions - most}, "
-                    f"which with an answer of up to {most} fit the model's {positions} positions"
-                )
+        check_lengths(prompts, sampling.max_tokens, self.model.max_sequence_length)
         by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))  # few pads in a batch
         rows = [(number, sample) for number in by_length for sample in range(samples)]
         size = self.batch_size // samples * samples or self.batch_size
@@ -88,7 +81,7 @@ class MegatronEngine:
         try:
             for start in range(0, len(rows), size):
                 batch = [
-                    _Row(number, sample, noise(sampling.seed, keys[number], sample, most))
+                    _Row(number, sample, noise(sampling.seed, keys[number], sample, sampling.max_tokens))
                     for number, sample in rows[start : start + size]
                 ]
                 for row, ended in self._batch(prompts, batch, sampling):

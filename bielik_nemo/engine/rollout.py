@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from bielik_nemo.errors import DataError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -57,3 +59,18 @@ class RolloutEngine(Protocol):
             Number of a prompt and its answers; each prompt once, in any order, but in the same one on every rank that
             shares this copy of the model.
         """
+
+
+def check_lengths(prompts: Sequence[Sequence[int]], max_tokens: int, positions: int) -> None:
+    """Refuse prompts that are empty, or do not fit a model's positions together with the longest answer.
+
+    Raises:
+        DataError: naming the first.
+    """
+    most = positions - max_tokens
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= most:
+            raise DataError(
+                f"prompt {number} of a rollout: found {len(prompt)} tokens, allowed: 1 to {most}, which with an answer "
+                f"of up to {max_tokens} fit the model's {positions} positions"
+            )

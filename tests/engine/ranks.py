@@ -200,6 +200,18 @@ class Layout:
                     for prompt, group in zip(PROMPTS, found, strict=True)
                 ]
                 self.record(f"rollout {name}", {"answers": found, "trained": trained})
+            self.record("handed over", [name for kind in ("llama", "tied") for name in self.differing(kind, models)])
+
+    def differing(self, kind: str, models: dict) -> list[str]:
+        """Tensors handed to another engine that are not the Hugging Face checkpoint's, on any rank."""
+        from bielik_nemo.engine import distributed, vllm_rollout
+        from bielik_nemo.engine.hf_reader import SafetensorsReader, expected_shapes
+
+        a, reader = self.architecture(kind), SafetensorsReader(self.inputs / kind)
+        found = dict(vllm_rollout.hf_tensors(models[kind][1], a))
+        wrong = set(found) ^ set(expected_shapes(a))
+        wrong |= {name for name, each in found.items() if not each.equal(reader.read(name, 0, 0, len(each)).float())}
+        return sorted(distributed.merged(dict.fromkeys(wrong)))
 
     def minitron(self) -> None:
         """Scores of one model, and what they cut it to."""

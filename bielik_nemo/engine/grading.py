@@ -65,6 +65,10 @@ class Grader:
 
     def engine(self, model: GPTModel) -> RolloutEngine:
         """What samples from this rank's part of a model."""
+        if self.rollouts == "vllm":
+            from bielik_nemo.engine.vllm_rollout import VLLMEngine
+
+            return VLLMEngine(model, self.vocab_size, self.tokenizer.name_or_path, self.batch_size)
         from bielik_nemo.engine.megatron_rollout import MegatronEngine
 
         return MegatronEngine(model, self.vocab_size, self.decode, self.batch_size)

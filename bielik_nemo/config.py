@@ -98,6 +98,19 @@ class Cluster:
     devices_per_node: Optional[int] = None  # None: as many as parallel.tp * pp * cp
     gpu_memory_gib: float = 0.0  # of one GPU; 0: no GPU
     gpu_peak_tflops: float = 0.0  # of one GPU in trainer.precision, without sparsity; 0: GPU-hours are not estimated
+    account: str = ""  # these and what follows: of jobs that are submitted to Slurm
+    partition: str = ""
+    time: str = "04:00:00"  # limit of a job
+    container_image: str = ""
+    mounts: list[str] = field(default_factory=list)  # outside:inside the container; the run's directory always is one
+    env: dict[str, str] = field(default_factory=dict)  # set in a job; secrets belong in the shell that submits it
+
+
+@dataclass
+class Launch:
+    """How work is handed to a cluster."""
+
+    dry_run: bool = False  # write and show what would be submitted, and submit nothing
 
 
 @dataclass
@@ -146,6 +159,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     trainer: Trainer = field(default_factory=Trainer)
     cluster: Cluster = field(default_factory=Cluster)
+    launch: Launch = field(default_factory=Launch)
     export: Export = field(default_factory=Export)
     evaluate: Evaluate = field(default_factory=Evaluate)
     pipeline: Pipeline = field(default_factory=Pipeline)

@@ -179,6 +179,11 @@ def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) 
 def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str, Any]:
     """Run a stage here when one process is enough, else on ranks of their own."""
     directory = run_dir / stage.name
+    if stage.name == "grpo" and config.grpo.engine == "nemo_rl":
+        from bielik_nemo.launch import nemo_rl  # NeMo-Run: only where something is submitted
+
+        with ui.library_output_to(directory / LOG):
+            return nemo_rl.run(config, run_dir)
     processes = stage.world_size(config)
     if stage.trains and config.cluster.nodes > 1:
         raise ConfigError(

@@ -156,6 +156,7 @@ ALIGNMENT = (
         ),
         outputs=(*TRAINED, "rollouts"),
         scratch=("checkpoints", "best"),
+        resumed=("nemo_rl",),
         free=(
             "grpo.micro_batch_size",
             "grpo.recompute",

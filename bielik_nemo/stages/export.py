@@ -20,13 +20,17 @@ from bielik_nemo.stages import model_stage
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Export the newest model of the pipeline.
+    """Export the newest model of the pipeline; see `write`."""
+    return write(config, run_dir, run_dir / model_stage(config), run_dir / "export")
+
+
+def write(config: Config, run_dir: Path, origin: Path, here: Path) -> dict[str, Any]:
+    """Export the model that the stage in `origin` has left to `here`.
 
     Raises:
         CheckpointError: a tensor was not written, or transformers cannot load the result completely.
         GateError: the reloaded model gives other logits than the Megatron model.
     """
-    here, origin = run_dir / "export", run_dir / model_stage(config)
     architecture = Architecture.from_json(origin / "architecture.json")
     candidate = here / "hf.unchecked"
     with distributed.model_parallel(config.parallel.tp, config.parallel.pp, config.run.seed):

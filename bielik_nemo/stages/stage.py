@@ -50,8 +50,10 @@ class Stage:
         return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
 
     def results(self, config: Config) -> tuple[str, ...]:
-        """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere; with
-        the snapshots that it leaves."""
+        """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere; of
+        `grpo`, by NeMo-RL; with the snapshots that it leaves."""
+        if self.name == "grpo" and config.grpo.engine == "nemo_rl":
+            return "hf", "architecture.json", "rollouts"
         if self.name != "prune":
             return (*self.outputs, "snapshots") if self.snapshot_every(config) else self.outputs
         if config.prune.student:

@@ -1,0 +1,1 @@
+"""Work that is handed to a cluster, through NeMo-Run."""

@@ -77,10 +77,12 @@ def check(rendered: dict[str, Any]) -> None:
         ConfigError: a key is unknown, missing or of another type.
     """
     from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
 
     known = schema()
-    if error := best_match(Draft202012Validator(known).iter_errors(rendered)):
+    for error in Draft202012Validator(known).iter_errors(rendered):
+        while error.context:  # alternatives: of those that are switched on or off, the one that is meant
+            others = {each.schema_path[0] for each in error.context if list(each.path)[-1:] == ["enabled"]}
+            error = next((each for each in error.context if each.schema_path[0] not in others), error.context[0])
         raise ConfigError(f"NeMo-RL {known['version']}: {error.json_path.removeprefix('$.')}: {error.message[:300]}")
 
 

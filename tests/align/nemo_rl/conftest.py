@@ -49,13 +49,31 @@ def nemo_rl(monkeypatch) -> SimpleNamespace:
 
     def setup(config, tokenizer, train, held_out):
         found.setup = train, held_out
-        return ("policy", "generation", None, None, "loader", "held out", theirs, logger, "saves", "state", config, {}, {})
+        return (
+            "policy",
+            "generation",
+            None,
+            None,
+            "loader",
+            "held out",
+            theirs,
+            logger,
+            "saves",
+            "state",
+            config,
+            {},
+            {},
+        )
 
     def train(*given):
         found.trained = given
 
     names = {
-        "algorithms.grpo": {"MasterConfig": lambda **all_: SimpleNamespace(**all_), "setup": setup, "grpo_train": train},
+        "algorithms.grpo": {
+            "MasterConfig": lambda **all_: SimpleNamespace(**all_),
+            "setup": setup,
+            "grpo_train": train,
+        },
         "algorithms.utils": {"get_tokenizer": lambda config: f"tokenizer of {config['name']}"},
         "data.datasets": {"AllTaskProcessedDataset": Tasks},
         "data.interfaces": {"TaskDataSpec": lambda task_name: task_name},

@@ -98,7 +98,8 @@ def test_every_setting_is_rendered_or_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("normalization", "by_token", "divisor"), [("answer", False, None), ("tokens", True, None), ("constant", True, 4096)]
+    ("normalization", "by_token", "divisor"),
+    [("answer", False, None), ("tokens", True, None), ("constant", True, 4096)],
 )
 def test_means(normalization, by_token, divisor):
     found = render(configured(normalization=normalization), JOB)
@@ -109,7 +110,9 @@ def test_means(normalization, by_token, divisor):
 def test_updates_and_rollouts():
     """1000 tasks, 2 epochs in updates of 32: ceil(2000 / 32) = 63 updates, in rollouts of 128 ceil(63 / 4) = 16; an
     epoch has 1000 // 128 = 7 whole ones, so that 16 take 3."""
-    config = configured(epochs=2.0, prompts_per_rollout=128, global_batch_size=32, warmup_steps=8, max_prompt_tokens=2048)
+    config = configured(
+        epochs=2.0, prompts_per_rollout=128, global_batch_size=32, warmup_steps=8, max_prompt_tokens=2048
+    )
     assert rollouts(config, 1000) == 16
     found = render(config, JOB)
     assert (found["grpo"]["max_num_steps"], found["grpo"]["max_num_epochs"]) == (16, 3)
@@ -129,7 +132,11 @@ def test_without_divergence_no_reference_is_kept():
 def test_without_held_out_tasks_nothing_is_measured():
     found = render(configured(), replace(JOB, held_out=0))
     assert found["data"]["validation"] is None
-    assert (found["grpo"]["val_period"], found["grpo"]["val_at_start"], found["grpo"]["val_at_end"]) == (0, False, False)
+    assert (found["grpo"]["val_period"], found["grpo"]["val_at_start"], found["grpo"]["val_at_end"]) == (
+        0,
+        False,
+        False,
+    )
 
 
 def test_layout():
@@ -138,7 +145,9 @@ def test_layout():
     config.cluster.nodes, config.cluster.devices_per_node = 2, 8
     found = render(config, JOB)
     megatron = found["policy"]["megatron_cfg"]
-    sizes = [megatron[f"{name}_size"] for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")]
+    sizes = [
+        megatron[f"{name}_size"] for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
+    ]
     assert sizes == [2, 2, 2]
     assert found["policy"]["make_sequence_length_divisible_by"] == 2 * 2 * 2  # Megatron cuts a sequence into 2 cp parts
     assert found["policy"]["generation"]["vllm_cfg"]["tensor_parallel_size"] == 2
@@ -149,7 +158,10 @@ def test_layout():
     ("settings", "told"),
     [
         ({"schedule": "wsd"}, "grpo.schedule: found wsd, allowed: constant, cosine"),
-        ({"prompts_per_rollout": 100}, "grpo.prompts_per_rollout: found 100, allowed: multiples of grpo.global_batch_size"),
+        (
+            {"prompts_per_rollout": 100},
+            "grpo.prompts_per_rollout: found 100, allowed: multiples of grpo.global_batch_size",
+        ),
         ({"prompts_per_rollout": 256, "max_steps": 3}, "grpo.max_steps: found 3, allowed: multiples of 2"),
         ({"prompts_per_rollout": 256, "warmup_steps": 1}, "grpo.warmup_steps: found 1, allowed: multiples of 2"),
         ({"prompts_per_rollout": 1024, "global_batch_size": 1024}, "found 1024, allowed: up to 1000, the tasks within"),

@@ -36,11 +36,15 @@ def test_is_a_schema_and_names_its_release():
     ("key", "value", "told"),
     [
         ("grpo.num_prompt_per_step", 8, r"grpo: .*'num_prompt_per_step' was unexpected"),
-        ("policy.megatron_cfg.tensor_parallel_size", 2, "tensor_parallel_size"),
+        (
+            "policy.megatron_cfg.tensor_parallel_size",
+            2,
+            r"policy.megatron_cfg: .*'tensor_parallel_size' was unexpected",
+        ),
         ("policy.generation.vllm_cfg.max_len", 2, r"generation.vllm_cfg: .*'max_len' was unexpected"),
         ("grpo.seed", "7", r"grpo.seed: '7' is not of type 'integer'"),
         ("loss_fn.token_level_loss", 1, r"loss_fn.token_level_loss: 1 is not of type 'boolean'"),
-        ("policy.megatron_cfg.optimizer.lr", "1e-6", "optimizer"),
+        ("policy.megatron_cfg.optimizer.lr", "1e-6", r"optimizer.lr: '1e-6' is not of type 'number'"),
         ("checkpointing.pretrained_checkpoint", {"path": "/x", "format": "nemo"}, "'nemo' is not one of"),
         ("cluster.num_nodes", None, r"cluster.num_nodes: None is not of type 'integer'"),
     ],
@@ -90,9 +94,21 @@ def test_nothing_is_missing_that_nemo_rl_has_in_its_own_configuration(rendered):
         return {prefix + name for name in section}.union(*inner)
 
     theirs = keys(base) | keys(ours)
-    without = ("env.", "data.", "data_plane", "on_policy_distillation", "defaults", "policy.generation.mcore_generation")
+    without = (
+        "env.",
+        "data.",
+        "data_plane",
+        "on_policy_distillation",
+        "defaults",
+        "policy.generation.mcore_generation",
+    )
     without += ("policy.optimizer.", "logger.wandb.", "logger.swanlab", "logger.mlflow", "policy.dtensor_cfg.")
-    without += ("policy.draft.", "policy.megatron_cfg.peft.", "policy.megatron_cfg.fp8_cfg.", "policy.dynamic_batching.")
+    without += (
+        "policy.draft.",
+        "policy.megatron_cfg.peft.",
+        "policy.megatron_cfg.fp8_cfg.",
+        "policy.dynamic_batching.",
+    )
     without += ("grpo.reward_shaping.", "grpo.reward_scaling.", "grpo.async_grpo.", "cluster.")
     without += ("policy.megatron_cfg.mtp_", "policy.generation.vllm_cfg.")
     missing = {key for key in theirs - keys(rendered) if not key.startswith(without)}

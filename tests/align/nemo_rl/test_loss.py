@@ -127,7 +127,7 @@ def test_means_are_those_of_our_loss(batch, normalization, kl):
 
 
 def test_groups_without_signal_add_nothing_and_count(batch):
-    """Only the first group's divergence is left, divided by all 6 answers; the third answer has the mean of its group."""
+    """What is left are the answers 0 and 1, divided by all 6: the third has the mean of its group, and no advantage."""
     loss = Loss(theirs(0.1, "constant"), T, filter_groups=True)
     found, _ = computed(loss, batch)
     torch.testing.assert_close(found, ours(batch, "constant", 0.1, slice(0, 2)) / 6, rtol=1e-7, atol=1e-9)

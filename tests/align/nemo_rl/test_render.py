@@ -187,7 +187,7 @@ def test_refused_of_training(section, settings):
 def test_refuses_answers_that_do_not_share_out():
     config = configured(global_batch_size=1, prompts_per_rollout=1, group_size=4)
     config.cluster.devices_per_node = 3
-    with pytest.raises(ConfigError, match="grpo.global_batch_size: found 1, .* data-parallel size 3"):
+    with pytest.raises(ConfigError, match=r"global_batch_size: found 1, .* data-parallel size 3"):
         render(config, JOB)
 
 

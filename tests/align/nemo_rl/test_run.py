@@ -156,13 +156,13 @@ def test_nemo_rl_takes_and_returns_what_run_takes_and_gives():
         "dataset",
         "val_dataset",
     ]
-    returned = [node.value.elts for node in ast.walk(functions["setup"]) if isinstance(node, ast.Return)][-1]
+    returned = next(node.value.elts for node in functions["setup"].body if isinstance(node, ast.Return))
     names = (
         "policy policy_generation nemo_gym_actor train_cluster dataloader val_dataloader loss_fn logger checkpointer"
     )
     names += " grpo_save_state master_config"
     first = [each.elts[0] if isinstance(each, ast.Tuple) else each for each in returned]
     assert [each.id for each in first][:11] == names.split()
-    given = "policy policy_generation wrapped_dataloader val_dataloader tokenizer loss_fn task_to_env val_task_to_env logger"
-    given += " checkpointer grpo_save_state master_config"
+    given = "policy policy_generation wrapped_dataloader val_dataloader tokenizer loss_fn task_to_env val_task_to_env"
+    given += " logger checkpointer grpo_save_state master_config"
     assert [each.arg for each in functions["grpo_train"].args.args] == given.split()

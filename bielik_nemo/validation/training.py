@@ -193,12 +193,13 @@ def _dpo(config: Config) -> Iterator[str]:
 def _grpo(config: Config) -> Iterator[str]:
     """What sampling from the model that is trained, and packing its answers, asks for."""
     own, parallel = config.grpo, config.parallel
-    if parallel.cp > 1:
+    here = own.engine == "megatron"
+    if here and parallel.cp > 1:
         yield f"parallel.cp: found {parallel.cp}, allowed: 1 with grpo in pipeline.stages, which needs whole answers"
-    if parallel.sequence_parallel:
+    if here and parallel.sequence_parallel:
         # Megatron's static inference takes one token at a time, which cannot be shared out (0.15.3).
         yield "parallel.sequence_parallel: found True, allowed: False with grpo in pipeline.stages, which samples"
-    if config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
+    if here and config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
         yield f"grpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"
     if own.prompts_per_rollout % own.global_batch_size:
         yield (

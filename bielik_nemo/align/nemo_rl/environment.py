@@ -1,7 +1,7 @@
 """The rewards as an environment of NeMo-RL: one turn, which ends with the answer's reward.
 
-NeMo-RL hands an environment the answer's text without its end, not its tokens. They are counted by tokenising the text
-again; an answer that fills `max_answer_tokens` without its end is taken for one that was cut.
+NeMo-RL hands an environment the text of an answer, here with its end (see run.py), not its tokens: an answer is cut
+where its text has no end, and its tokens are counted by tokenising the text again.
 
 NeMo-RL has no answer without a reward. One whose reward failed gets the mean of its group, which makes its advantage 0,
 and so many of them that `max_error_share` is passed stop the run. Rewards are rounded to multiples of 2 ** -12: the
@@ -11,7 +11,7 @@ mean of equal ones is then exact in float32, and a group without signal has an a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ class TaskEnvironment:
 
     Args:
         settings: of the environment, as render.py writes them.
-        count: the number of tokens of a text; None: the tokenizer in the settings counts.
+        tokenizer: of the model; None: the one in the settings is loaded.
     """
 
-    def __init__(self, settings: dict[str, Any], count: Callable[[str], int] | None = None) -> None:
-        self.settings, self.count = settings, count or _counter(settings["tokenizer"])
+    def __init__(self, settings: dict[str, Any], tokenizer: Any = None) -> None:
+        self.settings, self.tokenizer = settings, tokenizer or _tokenizer(settings["tokenizer"])
+        self.ends = tuple(self.tokenizer.decode([token]) for token in settings["stop_ids"])
         terms = [[RewardTerm(**term) for term in source] for source in settings["terms"]]
         self.open = ExitStack()
         self.scorer = self.open.enter_context(Scorer(terms, Rewards(**settings["rewards"])))
@@ -71,11 +72,11 @@ class TaskEnvironment:
         )
 
     def completion(self, text: str) -> Completion:
-        """An answer as a reward takes it; see above for how its tokens are known."""
-        tokens, longest = self.count(text), self.settings["max_answer_tokens"]
-        if stop := next((stop for stop in self.settings["stop"] if text.endswith(stop)), ""):
-            return Completion(text.removesuffix(stop), min(tokens, longest))
-        return Completion(text, min(tokens + 1, longest), ended=tokens < longest)
+        """An answer as a reward takes it: without the token that ends it, with the text that may do so instead."""
+        tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if end := next((end for end in self.ends if text.endswith(end)), ""):
+            return Completion(text.removesuffix(end), tokens)
+        return Completion(text, tokens, ended=text.endswith(tuple(self.settings["stop"])))
 
     def check(self, scored: Sequence[Scored]) -> None:
         """Stop where too many rewards failed.
@@ -144,8 +145,7 @@ def values(groups: Sequence[str], scored: Sequence[Scored]) -> list[float]:
     ]
 
 
-def _counter(tokenizer: str) -> Callable[[str], int]:
+def _tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)

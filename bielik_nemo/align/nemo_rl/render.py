@@ -89,8 +89,8 @@ def check(rendered: dict[str, Any]) -> None:
 def rollouts(config: Config, tasks: int) -> int:
     """How many there are, which are NeMo-RL's steps."""
     own = config.grpo
-    updates = own.max_steps or math.ceil(own.epochs * tasks / own.global_batch_size)
-    return math.ceil(updates * own.global_batch_size / own.prompts_per_rollout)
+    updates = own.prompts_per_rollout // own.global_batch_size
+    return math.ceil(own.max_steps / updates if own.max_steps else own.epochs * tasks / own.prompts_per_rollout)
 
 
 def problems(config: Config, job: Job) -> Iterator[str]:
@@ -102,16 +102,11 @@ def problems(config: Config, job: Job) -> Iterator[str]:
         ("grpo.decay_steps", own.decay_steps, 0),
         ("trainer.keep_best", config.trainer.keep_best, False),
         ("trainer.snapshot_every", config.trainer.snapshot_every, None),
-        ("optim.reference_tokens", config.optim.reference_tokens, None),
     ):
         if value != allowed:
             yield f"{key}: found {value}, allowed: {'null' if allowed is None else allowed} {beside}"
     if own.schedule == "wsd":
         yield f"grpo.schedule: found wsd, allowed: constant, cosine {beside}"
-    if own.prompts_per_rollout % own.global_batch_size:
-        allowed = f"multiples of grpo.global_batch_size={own.global_batch_size} {beside}"
-        yield f"grpo.prompts_per_rollout: found {own.prompts_per_rollout}, allowed: {allowed}"
-        return
     updates = own.prompts_per_rollout // own.global_batch_size
     for key, value in (("grpo.max_steps", own.max_steps or 0), ("grpo.warmup_steps", own.warmup_steps)):
         if value % updates:
@@ -195,7 +190,10 @@ def _grpo(config: Config, job: Job) -> dict[str, Any]:
 
 def _policy(config: Config, job: Job) -> dict[str, Any]:
     own, parallel, optim = config.grpo, config.parallel, config.optim
-    longest, packed = own.max_prompt_tokens + own.max_answer_tokens, own.seq_length * own.micro_batch_size
+    longest = own.max_prompt_tokens + own.max_answer_tokens
+    unit = parallel.tp * (2 * parallel.cp if parallel.cp > 1 else 1)
+    # It counts the last token of an answer as well, and rounds each up to what the ranks share out.
+    packed = math.ceil(max(own.seq_length, longest) / unit) * unit * own.micro_batch_size
     precision = "bfloat16" if config.trainer.precision == "bf16-mixed" else "float32"
     warmup = _rollouts_of(config, own.warmup_steps)
     return {
@@ -206,7 +204,7 @@ def _policy(config: Config, job: Job) -> dict[str, Any]:
         "logprob_batch_size": own.micro_batch_size,
         "generation_batch_size": own.rollout_batch_size,
         "max_total_sequence_length": longest,
-        "make_sequence_length_divisible_by": parallel.tp * (2 * parallel.cp if parallel.cp > 1 else 1),
+        "make_sequence_length_divisible_by": unit,
         "precision": precision,
         "max_grad_norm": optim.clip_grad,
         "sequence_packing": {"train_mb_tokens": packed, "logprob_mb_tokens": packed},
@@ -258,7 +256,7 @@ def _environment(config: Config, job: Job) -> dict[str, Any]:
         "terms": [[asdict(term) for term in source.rewards] for source in own.sources],
         "rewards": asdict(own.rewards),
         "tokenizer": str(job.model),
-        "max_answer_tokens": own.max_answer_tokens,
+        "stop_ids": list(job.stop_ids),
         "stop": list(own.stop),
         "answers": str(job.directory / "rollouts") if own.save_answers else None,
     }

@@ -1,7 +1,8 @@
 """What runs in NeMo-RL's container: `python -m bielik_nemo.align.nemo_rl.run config.yaml`.
 
 NeMo-RL trains; what it is given besides its configuration are the tasks as the stage `tasks` left them, already in
-tokens, the environment that scores them, and the loss around its own. These names of NeMo-RL 0.7.0 are used here, in
+tokens, the environment that scores them, and the loss around its own. Its `grpo_train` decodes answers on the driver
+(nemo_rl/experience/rollouts.py), with the tokenizer that it is given. These names of NeMo-RL 0.7.0 are used here, in
 environment.py and in tests/align/nemo_rl, which holds them against a checkout:
 
     nemo_rl/algorithms/grpo.py                MasterConfig, setup, grpo_train
@@ -64,7 +65,7 @@ def main(path: str) -> None:
         generation,
         loader,
         held_out,
-        tokenizer,
+        WholeText(tokenizer),
         Loss(loss, ours["max_tokens"], ours["filter_groups"]),
         *environments,
         Watch(logger, ours["mismatch_tolerance"], ours["save_answers"]),
@@ -94,6 +95,29 @@ def process(task: dict[str, Any], spec: Any, tokenizer: Any, longest: int | None
         "idx": index,
         "task_name": task["task_name"],
     }
+
+
+class WholeText:
+    """A tokenizer that leaves nothing out when NeMo-RL decodes answers: their ends, and marks of tool calls, which are
+    special to some tokenizers, are for the environment to see.
+
+    Args:
+        tokenizer: NeMo-RL's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Tokenise."""
+        return self._tokenizer(*args, **named)
+
+    def batch_decode(self, ids: Any, **_: Any) -> list[str]:
+        """The text of each sequence of ids, whole."""
+        return self._tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 class Watch:

@@ -39,19 +39,31 @@ class Scorer:
         return future
 
 
+class Words:
+    """A tokenizer whose tokens are words; 2 is the end."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[str]]:
+        return {"input_ids": text.replace("<|im_end|>", " <|im_end|>").split()}
+
+    def decode(self, ids: list[int]) -> str:
+        return {2: "<|im_end|>"}[ids[0]]
+
+
 @pytest.fixture
 def made(monkeypatch, tmp_path, nemo_rl):
-    """An environment in whose count a word is a token, answers have up to 4, and half of the rewards may fail."""
+    """An environment in which half of the rewards may fail."""
     monkeypatch.setattr(environment, "Scorer", Scorer)
     rewards = {"timeout_s": 1.0, "memory_gib": 1.0, "workers": 1, "max_error_share": 0.5}
     terms = [[], [{"function": "a.b", "weight": 2.0, "options": {}}]]
-    settings = {"terms": terms, "rewards": rewards, "max_answer_tokens": 4, "stop": ["###"]}
-    return TaskEnvironment({**settings, "answers": str(tmp_path / "rollouts")}, count=lambda text: len(text.split()))
+    settings = {"terms": terms, "rewards": rewards, "stop_ids": [2], "stop": ["###"]}
+    return TaskEnvironment({**settings, "answers": str(tmp_path / "rollouts")}, Words())
 
 
 def asked(made: TaskEnvironment, *answers: str, places: list[str] | None = None) -> Any:
     """What it says to these answers."""
-    turns = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in answers]
+    turns = [
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": f"{text}<|im_end|>"}] for text in answers
+    ]
     lines = [LINE | {"place": place} for place in places or ["a.jsonl:3"] * len(answers)]
     return made.step(turns, lines)
 
@@ -70,11 +82,10 @@ def test_hands_on_the_answer_and_the_task(made):
 @pytest.mark.parametrize(
     ("text", "completion"),
     [
-        ("a b", Completion("a b", 3)),  # its end is a token that NeMo-RL has taken away
-        ("a b c", Completion("a b c", 4)),
+        ("a b<|im_end|>", Completion("a b", 3)),
         ("a b c d", Completion("a b c d", 4, ended=False)),
-        ("a b c d e", Completion("a b c d e", 4, ended=False)),  # tokenised anew it need not have as many
-        ("a b ###", Completion("a b ", 3)),
+        ("a b ###", Completion("a b ###", 3)),
+        ("<|im_end|>", Completion("", 1)),
     ],
 )
 def test_end_and_length_of_an_answer(made, text, completion):
@@ -124,7 +135,7 @@ def test_keeps_answers(made):
             "error": "",
         }
     ]
-    assert [(row["answer"], row["ended"]) for row in rows(made, 1)] == [("a b c d", False), ("ż", True)]
+    assert [(row["answer"], row["tokens"]) for row in rows(made, 1)] == [("a b c d", 5), ("ż", 2)]
 
 
 def test_keeps_none_where_none_are_wanted(made, tmp_path):

@@ -17,7 +17,7 @@ import yaml
 from bielik_nemo.align.nemo_rl import run
 from bielik_nemo.align.nemo_rl.environment import TaskEnvironment
 from bielik_nemo.align.nemo_rl.loss import Loss
-from bielik_nemo.align.nemo_rl.run import Watch, main, process, read_tasks
+from bielik_nemo.align.nemo_rl.run import Watch, WholeText, main, process, read_tasks
 from bielik_nemo.errors import GateError
 
 GOLDEN = Path(__file__).with_name("config.yaml")
@@ -60,7 +60,8 @@ def test_what_nemo_rl_gets(nemo_rl, ray, tmp_path):
     )
     given = (policy, generation, loader, held_out, saves, state)
     assert given == ("policy", "generation", "loader", "held out", "saves", "state")
-    assert tokenizer == f"tokenizer of {settings['policy']['model_name']}"
+    assert isinstance(tokenizer, WholeText)
+    assert tokenizer._tokenizer == f"tokenizer of {settings['policy']['model_name']}"
     assert config.policy["generation"]["configured"]
     assert not hasattr(config, "bielik_nemo")
     assert isinstance(loss, Loss) and (loss.max_tokens, loss.filter_groups) == (7, True)
@@ -89,6 +90,16 @@ def test_a_task_in_nemo_rls_words(tmp_path):
         "idx": 8,
         "task_name": "bielik_nemo",
     }
+
+
+def test_answers_are_decoded_whole():
+    """As NeMo-RL's rollouts ask for it, which would leave out what is special."""
+    asked = []
+    plain = SimpleNamespace(batch_decode=lambda ids, **named: asked.append((ids, named)) or ["a"], pad_token_id=3)
+    assert WholeText(plain).batch_decode([[1]], skip_special_tokens=True) == ["a"]
+    assert asked == [([[1]], {"skip_special_tokens": False, "clean_up_tokenization_spaces": False})]
+    assert WholeText(plain).pad_token_id == 3
+    assert WholeText(len)("abc") == 3
 
 
 class Logger:
@@ -166,3 +177,5 @@ def test_nemo_rl_takes_and_returns_what_run_takes_and_gives():
     given = "policy policy_generation wrapped_dataloader val_dataloader tokenizer loss_fn task_to_env val_task_to_env"
     given += " logger checkpointer grpo_save_state master_config"
     assert [each.arg for each in functions["grpo_train"].args.args] == given.split()
+    text = (Path(upstream.CHECKOUT) / "nemo_rl/experience/rollouts.py").read_text()
+    assert "tokenizer.batch_decode(generated_ids, skip_special_tokens=True)" in text

@@ -88,6 +88,7 @@ def estimate(config: Config, source: Architecture) -> Budget:
             + [memory_per_device(phase, target, beside) for phase, beside in aligned if phase]
             + ([rollout_memory(rewarded, target)] if rewarded else []),
             key=lambda parts: sum(parts.values()),
+            default={},  # only grpo, which is NeMo-RL's
         ),
         disk=disk_per_stage(config, source, target),
     )

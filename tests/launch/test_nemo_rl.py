@@ -47,7 +47,7 @@ def run_dir(tmp_path) -> Path:
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    """Stand-ins of sbatch, squeue and sacct on the path: `submitted` holds what sbatch got, `queue` what squeue says."""
+    """Stand-ins of sbatch, squeue and sacct on the path: `submitted` is what sbatch got, `queue` what squeue says."""
     commands = tmp_path / "bin"
     commands.mkdir()
     (commands / "queue").write_text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -100,6 +101,14 @@ def test_answers_are_decoded_whole():
     assert asked == [([[1]], {"skip_special_tokens": False, "clean_up_tokenization_spaces": False})]
     assert WholeText(plain).pad_token_id == 3
     assert WholeText(len)("abc") == 3
+
+
+def test_asks_little_of_the_container():
+    """NeMo-RL's container has torch and numpy; of what it has not, only pebble is needed before a reward is."""
+    program = "import sys, bielik_nemo.align.nemo_rl.run; print(*{name.partition('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    ours = {"nemo", "nemo_run", "megatron", "modelopt", "lightning", "transformers", "hydra", "omegaconf", "jsonschema"}
+    assert not ours & set(found.stdout.split())
 
 
 class Logger:

@@ -11,13 +11,14 @@ import pytest
 from bielik_nemo.config import STAGES, Config, view
 from bielik_nemo.stages import GRAPH, MODEL_STAGES, RANKED_BY, model_stage, needed
 
-# Where a run lives, and what only estimates use.
+# Where a run lives, what only estimates use, and whether something is submitted.
 READ_BY_NO_STAGE = {
     "run.name",
     "run.dir",
     "cluster.name",
     "cluster.gpu_memory_gib",
     "cluster.gpu_peak_tflops",
+    "launch.dry_run",
 }
 
 
@@ -62,7 +63,7 @@ def test_snapshots_count_where_they_are_left(name: str):
     config = Config()
     assert GRAPH[name].snapshot_every(config) is None and "snapshots" not in GRAPH[name].results(config)
     config.trainer.snapshot_every = 5
-    leaves = name in ("sft", "dpo")
+    leaves = name in ("sft", "dpo", "grpo")
     assert (GRAPH[name].snapshot_every(config), "snapshots" in GRAPH[name].results(config)) == (
         5 if leaves else None,
         leaves,
@@ -109,4 +110,5 @@ def test_processes_of_each_stage():
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
     expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2}
     expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 6}
+    expected |= {"tasks": 1, "grpo": 12}
     assert sizes == expected

@@ -66,11 +66,10 @@ PREFERENCE = {  # a bielik loss, whose penalty is at work for some pairs
     "length_normalized": False,
 }
 PROMPTS = [[5], [1, 200, 7, 7, 30, 99, 100, 12], [3, 4, 5]]
-NEW_TOKENS = 40
+NEW_TOKENS, ANSWER_TOKENS = 40, 24  # greedy, sampled
 STOP_IDS = (9, 27, 64, 77, 81, 120, 150, 160, 201, 230, 250)  # a sampled answer meets one of them now and then
 ROLLOUTS = {  # name -> kind, temperature, batch size, with KV cache
     "all at once": ("llama", 1.0, 64, True),
-    "in batches": ("llama", 1.0, 4, True),
     "one by one": ("llama", 1.0, 1, True),
     "without cache": ("llama", 1.0, 64, False),
     "cooler": ("llama", 0.7, 64, True),
@@ -194,7 +193,7 @@ class Layout:
             for name, (kind, temperature, batch_size, cache) in ROLLOUTS.items():
                 vocab_size, megatron = models[kind]
                 engine = MegatronEngine(megatron, vocab_size, str, batch_size, cache)
-                found = answers(engine, 3, Sampling(NEW_TOKENS, STOP_IDS, temperature=temperature, seed=1))
+                found = answers(engine, 3, Sampling(ANSWER_TOKENS, STOP_IDS, temperature=temperature, seed=1))
                 trained = [
                     [_trained_log_probs(megatron, vocab_size, prompt, answer.ids, temperature) for answer in group]
                     for prompt, group in zip(PROMPTS, found, strict=True)

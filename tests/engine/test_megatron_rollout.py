@@ -45,8 +45,7 @@ def test_log_probabilities_are_those_of_training(layout, name):
 @LAYOUTS
 def test_answers_depend_neither_on_layout_nor_on_batch(layout, name, single):
     """Nor on the cache; the same noise gives others at another temperature."""
-    like = {"in batches": "all at once", "one by one": "all at once", "without cache": "all at once"}
-    like |= {"cooler without cache": "cooler"}
+    like = {"one by one": "all at once", "without cache": "all at once", "cooler without cache": "cooler"}
 
     def ids(of: dict) -> list:
         return [[answer[0] for answer in answers] for answers in of["answers"]]
@@ -60,7 +59,7 @@ def test_answers_end_at_stop_tokens_or_are_cut(single):
     answers = [Answer(*answer) for group in single["rollout all at once"]["answers"] for answer in group]
     for answer in answers:
         assert answer.ended == (answer.ids[-1] in ranks.STOP_IDS)
-        assert answer.ended or len(answer.ids) == ranks.NEW_TOKENS
+        assert answer.ended or len(answer.ids) == ranks.ANSWER_TOKENS
         assert not set(answer.ids[:-1]) & set(ranks.STOP_IDS)
     assert {answer.ended for answer in answers} == {True, False}
     assert len({tuple(answer.ids) for answer in answers}) == 9

@@ -235,9 +235,7 @@ def table(config: Config, budget: Budget) -> str:
         own = config.grpo
         often = f"{own.max_steps:,} steps" if own.max_steps else f"{own.epochs:g} epochs"
         each = f"{often} * {own.global_batch_size:,} prompts * {own.group_size} answers of at most"
-        rows.append(
-            ("grpo", f"{own.max_answer_tokens:,}", f"tokens, {each}: how long they become decides, not counted")
-        )
+        rows.append(("grpo", f"{own.max_answer_tokens:,}", f"tokens, {each}: counted once they are there, not here"))
     ranking = f", {budget.ranking:.0%} of it to rank {budget.candidates} candidates" if budget.candidates else ""
     rows.append(("compute", f"{budget.flops:.2e}", f"FLOPs (estimate){ranking}"))
     if budget.gpu_hours is not None:

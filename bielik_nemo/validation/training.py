@@ -206,11 +206,11 @@ def _grpo(config: Config) -> Iterator[str]:
             f"grpo.prompts_per_rollout: found {own.prompts_per_rollout}, allowed: multiples of "
             f"grpo.global_batch_size={own.global_batch_size}"
         )
-    longest = own.max_prompt_tokens + own.max_answer_tokens - 1
+    longest = own.max_prompt_tokens + own.max_answer_tokens
     if own.seq_length < longest:
         yield (
-            f"grpo.seq_length: found {own.seq_length}, allowed: at least {longest}, the predictions of the longest "
-            "prompt and answer (grpo.max_prompt_tokens + grpo.max_answer_tokens - 1)"
+            f"grpo.seq_length: found {own.seq_length}, allowed: at least {longest} = grpo.max_prompt_tokens + "
+            "grpo.max_answer_tokens"
         )
     if own.clip_high < own.clip_low:
         yield f"grpo.clip_high: found {own.clip_high}, allowed: at least grpo.clip_low={own.clip_low}"

@@ -145,7 +145,7 @@ def single(inputs: Path, out: Path) -> Results:
         inputs,
         out,
         "single:convert,forward,rollout,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
-        "pretrain,sft,unpacked,lora,refer,prefer,online,refused",
+        "pretrain,sft,unpacked,lora,refer,prefer,online,refused,policy,policies,mismatched",
     )
 
 
@@ -156,7 +156,7 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
     work = "tp2:convert,forward,rollout,train,recomputed,separated,resumed,teach,cached,pretrain,"
-    work += "sft,lora,refer,prefer,refused"
+    work += "sft,lora,refer,prefer,refused,policy"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 
@@ -172,7 +172,7 @@ def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
 def dp2(inputs: Path, out: Path, single: Results) -> Results:
     """Two processes with a copy of the model each."""
     return Results(
-        out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain,sft,refer,prefer")
+        out / "dp2", _processes(inputs, out, 2, "dp2:train,separated,teach,cached,pretrain,sft,refer,prefer,policy")
     )
 
 
@@ -191,10 +191,10 @@ def resharded(inputs: Path, out: Path, tp2: Results, pp2: Results) -> Results:
 @pytest.fixture(scope="session")
 def resumed(inputs: Path, out: Path, single: Results) -> Results:
     """One process that goes on where another was stopped and killed, also while it wrote a checkpoint."""
-    _processes(inputs, out, 1, "single:stopped,killed")
+    _processes(inputs, out, 1, "single:stopped,killed", "single:dying")
     shutil.copytree(out / "single" / "resumed", out / "single" / "damaged")
     _processes(inputs, out, 1, "single:killed_saving")
-    return _here(inputs, out, "single:resumed,damaged,asynchronous")
+    return _here(inputs, out, "single:resumed,damaged,asynchronous,dying")
 
 
 @pytest.fixture

@@ -692,6 +692,114 @@ class Layout:
             torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
         self.record(f"distill {name}", "done")
 
+    def policy(self) -> None:
+        self.rewarded("policy")
+
+    def policies(self) -> None:
+        """Other normalisations; all groups; an update for each rollout; sequences that hold one answer each."""
+        self.rewarded("constant", steps=1, normalization="constant", scale_advantages=False, kl=0.0)
+        self.rewarded("tokens", steps=1, normalization="tokens")
+        self.rewarded("unfiltered", steps=1, filter_groups=False)
+        self.rewarded("alone", steps=2, seq_length=14, micro_batch_size=4)
+
+    def dying(self) -> None:
+        self.rewarded("dying", kill_at=4)
+
+    def mismatched(self) -> None:
+        """What samples is not what trains: no update is made."""
+        from bielik_nemo.engine.policy import Policy
+        from bielik_nemo.errors import GateError
+
+        said = Policy.log_probs
+        Policy.log_probs = lambda *arguments: said(*arguments) - 0.05
+        try:
+            self.rewarded("mismatched")
+        except GateError as error:
+            self.record("mismatched", str(error))
+        finally:
+            Policy.log_probs = said
+
+    def rewarded(self, name: str, steps: int = STEPS, kill_at: int = 0, **settings: object) -> None:
+        """The stage grpo of `llama` in a run directory of its own, held to a model that differs a little.
+
+        Settings are `grpo`'s: of each rollout's 4 groups of 4 answers come 4 updates, of two groups each, with
+        checkpoints between them. Leaves metrics.jsonl, and with one process the first step's batch.
+        """
+        import shutil
+
+        import fiddle as fdl
+        import nemo_run as run
+        import torch
+
+        from bielik_nemo import artifacts
+        from bielik_nemo.config_grpo import RewardTerm, TaskSource
+        from bielik_nemo.engine import distributed, policy
+        from bielik_nemo.stages import grpo
+
+        batches = []
+
+        class Recording(policy.PolicyModel):
+            def data_step(self, iterator):
+                batches.append((self.trainer.global_step, super().data_step(iterator)))
+                return batches[-1][1]
+
+        here, config = self.out / name, self.config()
+        config.pipeline.stages = ["import_hf", "tasks", "grpo"]
+        ready = here / "ready"
+        if distributed.rank() == 0 and not ready.exists():
+            for stage in ("import_hf", "tasks", "grpo"):
+                (here / stage).mkdir(parents=True)
+            (here / "import_hf" / "megatron").symlink_to(self.megatron("llama"))
+            (here / "import_hf" / "tokenizer").symlink_to(self.inputs / "tokenizer")
+            artifacts.write_json(here / "import_hf" / "architecture.json", asdict(self.architecture("llama")))
+            for side in ("train", "held_out"):
+                rows = [
+                    {
+                        "source": i % 2,
+                        "place": f"{side}:{i}",
+                        "ids": list(range(10 * i + 1, 11 * i + 2)),
+                        "prompt": str(i),
+                    }
+                    | {"answer": "flat" if i % 2 else "", "language": "", "tools": []}
+                    for i in range(6)
+                ]
+                artifacts.write_text(here / "tasks" / f"{side}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            summary = {"sources": [{"name": "one"}, {"name": "two"}], "stop_ids": list(STOP_IDS)}
+            artifacts.write_json(here / "tasks" / "summary.json", summary)
+            ready.touch()
+        while not ready.exists():
+            time.sleep(0.05)
+        own = {"seq_length": SEQ_LENGTH, "prompts_per_rollout": 4, "global_batch_size": 2, "passes_per_rollout": 2}
+        own |= {"group_size": 4, "micro_batch_size": 1, "max_steps": steps, "lr": 3e-4, "kl": 0.1, "clip_low": 0.05}
+        own |= {"max_prompt_tokens": 6, "max_answer_tokens": 8, "rollout_batch_size": 8, "recompute": "none"}
+        rewards = [RewardTerm("verdicts.verdicts")]
+        own["sources"] = [TaskSource(source, "", rewards) for source in ("one", "two")]
+        config.grpo = replace(config.grpo, **own | settings)
+        config.grpo.rewards.workers = 1
+        config.chat.held_out_tasks = 6
+        work = grpo.build(config, here)
+        fdl.update_callable(work.model, Recording)
+        loop = work.trainer.callbacks[-1]
+        # What it is held to, as a stage's directory.
+        loop.reference = str(here / "held_to")
+        if distributed.rank() == 0 and not (here / "held_to").exists():
+            (here / "held_to").mkdir()
+            (here / "held_to" / "megatron").symlink_to(self.megatron("reference"))
+        if kill_at and not (here / "killed").exists():
+            work.trainer.callbacks.append(run.Config(_signaller(), kill_at, signal.SIGKILL))
+            (here / "killed").touch()
+        _meet()
+        distributed.ensure_rendezvous()
+        try:
+            fdl.build(work)()
+        finally:
+            distributed.reset_parallel_state()
+        shutil.copyfile(here / "grpo" / "metrics.jsonl", here / "metrics.jsonl")
+        if distributed.world_size() == 1:
+            first = [batch for step, batch in batches if step == 0]
+            torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
+        self.record(f"distill {name}", "done")
+
     def train(self) -> None:
         """Forward KL on all tokens, and a mixture on some, of which every micro-batch has another number."""
         self.distill("llama", "llama")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bielik_nemo import budget
+from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
@@ -24,7 +25,7 @@ from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError, DataError
 from bielik_nemo.prune import latency, search
-from bielik_nemo.validation import problems
+from bielik_nemo.validation import problems, submission
 from bielik_nemo.validation.ranges import chat_sources, text_sources
 from bielik_nemo.validation.shapes import other_shape, shape_problems, source_architecture
 from bielik_nemo.validation.stages import merge_problems
@@ -76,6 +77,8 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         if "merge" in wanted:
             local += _absent_models(config)
             errors += _models(config)
+        if "grpo" in wanted and config.grpo.engine == "nemo_rl":
+            errors += [*nemo_rl.problems(config), *submission.problems(config)]
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bielik_nemo import artifacts, ui
-from bielik_nemo.align.nemo_rl.render import Job, render, schema
+from bielik_nemo.align.nemo_rl.render import Job, render
+from bielik_nemo.align.nemo_rl.schema import schema
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, Parallel
 from bielik_nemo.errors import CheckpointError, ConfigError, Stopped
@@ -105,25 +106,25 @@ def prepare(config: Config, run_dir: Path, here: Path) -> Path:
     known = schema()
     head = f"# For NeMo-RL {known['version']} ({known['commit'][:12]}); job.sh beside it is the command.\n"
     artifacts.write_text(here / "config.yaml", head + text)
-    artifacts.write_text(here / "job.sh", commands(here, rendered["grpo"]["max_num_steps"]))
+    artifacts.write_text(here / "job.sh", commands(here))
     return here / "config.yaml"
 
 
-def commands(here: Path, steps: int) -> str:
-    """What runs in the container: training, and when all `steps` are done the model as a Hugging Face directory."""
+def commands(here: Path) -> str:
+    """What runs in the container: training, and when all of it is done the model as a Hugging Face directory."""
     return f"""\
 #!/bin/bash
 # In NeMo-RL's container, on the head of the Ray cluster.
 set -euo pipefail
 cd {HOME}
 uv run python -m bielik_nemo.align.nemo_rl.run {here}/config.yaml
-newest=$(find {here}/checkpoints -maxdepth 1 -name 'step_*' | sort --version-sort | tail --lines 1)
-if [[ "$newest" != */step_{steps} ]]; then
-    echo "stopped in time, after $newest; the next job goes on"
+if [[ ! -f {here}/result ]]; then
+    echo "stopped in time; the next job goes on"
     exit
 fi
-uv run --extra mcore python examples/converters/convert_megatron_to_hf.py --config "$newest/config.yaml" \\
-    --megatron-ckpt-path "$newest/policy/weights/iter_0000000" --hf-ckpt-path {here}/hf.partial
+result=$(<{here}/result)
+uv run --extra mcore python examples/converters/convert_megatron_to_hf.py --config "$result/config.yaml" \\
+    --megatron-ckpt-path "$result/policy/weights/iter_0000000" --hf-ckpt-path {here}/hf.partial
 mv {here}/hf.partial {here}/hf
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bielik_nemo import pipeline, stages
+from bielik_nemo import pipeline, preflight, stages
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, compose
 from bielik_nemo.errors import CheckpointError, ConfigError, Stopped
@@ -156,38 +156,38 @@ def test_the_model_so_far_is_exported(run_dir, slurm, monkeypatch):
     assert paths == [run_dir, run_dir / stages.model_stage(config, "grpo"), run_dir / "grpo" / "nemo_rl" / "model"]
 
 
-def commands(run_dir: Path, tmp_path: Path, left: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run job.sh for three steps with a stand-in for uv, after which there are these checkpoints."""
-    here, home = run_dir / "grpo" / "nemo_rl", tmp_path / "home"
+def commands(here: Path, tmp_path: Path, result: str) -> subprocess.CompletedProcess[str]:
+    """Run job.sh with a stand-in for uv, in whose training `result` comes to be named."""
+    home = tmp_path / "home"
     home.mkdir()
-    for name in left:
-        (here / "checkpoints" / name).mkdir(parents=True)
-    uv = home / "uv"
-    uv.write_text(f'#!/bin/bash\necho "$@" >> {home}/asked\n[[ "$2" == --extra ]] && mkdir {here}/hf.partial\nexit 0\n')
-    uv.chmod(0o755)
-    text = nemo_rl.commands(here, 3).replace(f"cd {nemo_rl.HOME}", f"cd {home}; PATH={home}:$PATH")
-    return subprocess.run(["bash"], input=text, text=True, capture_output=True)
+    training = f"echo {result} > {here}/result" if result else ":"
+    text = f'echo "$@" >> {home}/asked\n[[ "$2" == --extra ]] && mkdir {here}/hf.partial || {training}\n'
+    (home / "uv").write_text(f"#!/bin/bash\n{text}")
+    (home / "uv").chmod(0o755)
+    script = nemo_rl.commands(here).replace(f"cd {nemo_rl.HOME}", f"cd {home}; PATH={home}:$PATH")
+    return subprocess.run(["bash"], input=script, text=True, capture_output=True)
 
 
-def test_the_job_trains_and_then_converts_the_last_checkpoint(run_dir, tmp_path):
-    found = commands(run_dir, tmp_path, ["step_2", "step_3"])
-    assert found.returncode == 0, found.stderr
+def test_the_job_trains_and_then_converts_the_result(run_dir, tmp_path):
     here = run_dir / "grpo" / "nemo_rl"
+    found = commands(here, tmp_path, "/checkpoints/step_3")
+    assert found.returncode == 0, found.stderr
     train, convert = (tmp_path / "home" / "asked").read_text().splitlines()
     assert train == f"run python -m bielik_nemo.align.nemo_rl.run {here}/config.yaml"
-    last = f"{here}/checkpoints/step_3"
     assert convert == (
-        f"run --extra mcore python examples/converters/convert_megatron_to_hf.py --config {last}/config.yaml "
-        f"--megatron-ckpt-path {last}/policy/weights/iter_0000000 --hf-ckpt-path {here}/hf.partial"
+        "run --extra mcore python examples/converters/convert_megatron_to_hf.py "
+        "--config /checkpoints/step_3/config.yaml "
+        f"--megatron-ckpt-path /checkpoints/step_3/policy/weights/iter_0000000 --hf-ckpt-path {here}/hf.partial"
     )
     assert (here / "hf").is_dir()
 
 
 def test_a_job_that_was_stopped_in_time_converts_nothing(run_dir, tmp_path):
-    found = commands(run_dir, tmp_path, ["step_1", "step_2"])
+    here = run_dir / "grpo" / "nemo_rl"
+    found = commands(here, tmp_path, "")
     assert found.returncode == 0
     assert "stopped in time" in found.stdout
-    assert not (run_dir / "grpo" / "nemo_rl" / "hf").exists()
+    assert not (here / "hf").exists()
 
 
 def test_takes_what_nemo_rl_has_left(run_dir, tmp_path):
@@ -210,6 +210,15 @@ def test_takes_what_nemo_rl_has_left(run_dir, tmp_path):
     Architecture(**{**vars(SHAPE), "num_layers": 3}).to_json(before / "architecture.json")
     with pytest.raises(CheckpointError, match=r"found another shape than the pipeline's model: .*layers"):
         nemo_rl.run(config, run_dir)
+
+
+def test_what_is_missing_is_said_before_the_first_stage(run_dir):
+    config = minitron(run_dir)
+    config.pipeline.stages = ["import_hf", "tasks", "grpo", "export"]
+    config.cluster.account, config.grpo.rollouts = "", "megatron"
+    found = [finding.message for finding in preflight.findings(config) if finding.level == "error"]
+    for told in ("cluster.account: found ''", "grpo.rollouts: found megatron, allowed: vllm with grpo.engine=nemo_rl"):
+        assert any(message.startswith(told) for message in found), told
 
 
 def test_the_pipeline_hands_over(run_dir, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from bielik_nemo.config import Cluster, Config, Run
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.launch import slurm
+from bielik_nemo.validation import submission
 
 
 def configured(**settings: Any) -> Config:
@@ -60,11 +61,11 @@ def test_refuses(settings, told):
 def test_refuses_a_run_whose_path_a_shell_would_not_take():
     config = configured()
     config.run.dir = "/runs/my run"
-    assert list(slurm.problems(config)) == [
+    assert list(submission.problems(config)) == [
         "run.dir: found '/runs/my run', allowed in a job script: letters, digits and . / : , @ % + = # _ -"
     ]
 
 
 def test_a_secret_is_not_repeated_in_the_message():
-    (told,) = slurm.problems(configured(env={"HF_TOKEN": "hf_secret"}))
+    (told,) = submission.problems(configured(env={"HF_TOKEN": "hf_secret"}))
     assert "hf_secret" not in told

@@ -13,7 +13,6 @@ Deviation: NeMo-RL's gradient of the KL divergence has the part that comes from 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from bielik_nemo.align.nemo_rl.schema import check
 from bielik_nemo.config import Config
 from bielik_nemo.errors import ConfigError
 
@@ -55,7 +55,7 @@ def render(config: Config, job: Job) -> dict[str, Any]:
     Raises:
         ConfigError: NeMo-RL cannot do what a key asks for, or what comes of it does not fit NeMo-RL's schema.
     """
-    if found := list(problems(config, job)):
+    if found := [*problems(config), *_too_few(config, job)]:
         raise ConfigError("\n".join(found))
     import yaml
 
@@ -65,27 +65,6 @@ def render(config: Config, job: Job) -> dict[str, Any]:
     return {NAME: _ours(config), **rendered}
 
 
-def schema() -> dict[str, Any]:
-    """NeMo-RL's schema, with `version` and `commit` of the release that it is of."""
-    return json.loads((resources.files(__package__) / "schema.json").read_text(encoding="utf-8"))
-
-
-def check(rendered: dict[str, Any]) -> None:
-    """Hold a configuration against NeMo-RL's schema.
-
-    Raises:
-        ConfigError: a key is unknown, missing or of another type.
-    """
-    from jsonschema import Draft202012Validator
-
-    known = schema()
-    for error in Draft202012Validator(known).iter_errors(rendered):
-        while error.context:  # alternatives: of those that are switched on or off, the one that is meant
-            others = {each.schema_path[0] for each in error.context if list(each.path)[-1:] == ["enabled"]}
-            error = next((each for each in error.context if each.schema_path[0] not in others), error.context[0])
-        raise ConfigError(f"NeMo-RL {known['version']}: {error.json_path.removeprefix('$.')}: {error.message[:300]}")
-
-
 def rollouts(config: Config, tasks: int) -> int:
     """How many there are, which are NeMo-RL's steps."""
     own = config.grpo
@@ -93,18 +72,16 @@ def rollouts(config: Config, tasks: int) -> int:
     return math.ceil(own.max_steps / updates if own.max_steps else own.epochs * tasks / own.prompts_per_rollout)
 
 
-def problems(config: Config, job: Job) -> Iterator[str]:
+def problems(config: Config) -> Iterator[str]:
     """What NeMo-RL cannot do, as `key: found ..., allowed: ...`."""
     own, beside = config.grpo, "with grpo.engine=nemo_rl"
     for key, value, allowed in (
         ("grpo.rollouts", own.rollouts, "vllm"),
         ("grpo.passes_per_rollout", own.passes_per_rollout, 1),
         ("grpo.decay_steps", own.decay_steps, 0),
-        ("trainer.keep_best", config.trainer.keep_best, False),
-        ("trainer.snapshot_every", config.trainer.snapshot_every, None),
     ):
         if value != allowed:
-            yield f"{key}: found {value}, allowed: {'null' if allowed is None else allowed} {beside}"
+            yield f"{key}: found {value}, allowed: {allowed} {beside}"
     if own.schedule == "wsd":
         yield f"grpo.schedule: found wsd, allowed: constant, cosine {beside}"
     updates = own.prompts_per_rollout // own.global_batch_size
@@ -114,9 +91,16 @@ def problems(config: Config, job: Job) -> Iterator[str]:
     if own.global_batch_size * own.group_size % config.data_parallel_size:
         allowed = f"so many that data-parallel size {config.data_parallel_size} divides the answers to them {beside}"
         yield f"grpo.global_batch_size: found {own.global_batch_size}, allowed: {allowed}"
+
+
+def _too_few(config: Config, job: Job) -> Iterator[str]:
+    """What the tasks do not suffice for, in the same words."""
+    own = config.grpo
     if job.train < own.prompts_per_rollout:
-        allowed = f"up to {job.train}, the tasks within grpo.max_prompt_tokens={own.max_prompt_tokens}, {beside}"
+        allowed = f"up to {job.train}, the tasks within grpo.max_prompt_tokens={own.max_prompt_tokens}"
         yield f"grpo.prompts_per_rollout: found {own.prompts_per_rollout}, allowed: {allowed}"
+    if config.trainer.keep_best and not job.held_out:
+        yield "trainer.keep_best: found True, allowed: False where no task is held out"
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +117,7 @@ def _ours(config: Config) -> dict[str, Any]:
         "filter_groups": own.filter_groups,
         "mismatch_tolerance": own.mismatch_tolerance,
         "save_answers": own.save_answers,
+        "keep_best": config.trainer.keep_best,
     }
 
 
@@ -155,12 +140,7 @@ def _own(config: Config, job: Job) -> dict[str, Any]:
         },
         "env": {NAME: _environment(config, job)},
         "logger": {"log_dir": str(job.directory / "logs")},
-        "checkpointing": {
-            "checkpoint_dir": str(job.directory / "checkpoints"),
-            "keep_top_k": config.trainer.keep_last,
-            "save_period": _per_rollout(config, config.trainer.checkpoint_every),
-            "checkpoint_must_save_by": _clock(config.trainer.max_hours),
-        },
+        "checkpointing": _checkpointing(config, job),
         "cluster": {
             "num_nodes": config.cluster.nodes,
             "gpus_per_node": config.world_size // config.cluster.nodes,
@@ -259,6 +239,17 @@ def _environment(config: Config, job: Job) -> dict[str, Any]:
         "stop_ids": list(job.stop_ids),
         "stop": list(own.stop),
         "answers": str(job.directory / "rollouts") if own.save_answers else None,
+    }
+
+
+def _checkpointing(config: Config, job: Job) -> dict[str, Any]:
+    best, trainer = config.trainer.keep_best, config.trainer
+    return {
+        "checkpoint_dir": str(job.directory / "checkpoints"),
+        "metric_name": "val:accuracy" if best else None,  # what it calls the mean reward; null: the newest are kept
+        "keep_top_k": trainer.keep_last,
+        "save_period": _per_rollout(config, trainer.validate_every if best else trainer.checkpoint_every),
+        "checkpoint_must_save_by": _clock(trainer.max_hours),
     }
 
 

@@ -26,9 +26,12 @@ from bielik_nemo.align.nemo_rl.loss import Loss
 from bielik_nemo.align.nemo_rl.render import NAME
 from bielik_nemo.errors import GateError
 
+RESULT = "result"
+"""File beside the configuration that names the checkpoint with the result."""
+
 
 def main(path: str) -> None:
-    """Train, from the newest checkpoint in the configured directory where there is one."""
+    """Train, from the newest checkpoint in the configured directory where there is one, and name the result."""
     import ray
     import yaml
     from nemo_rl.algorithms.grpo import MasterConfig, grpo_train, setup
@@ -73,6 +76,9 @@ def main(path: str) -> None:
         state,
         config,
     )
+    if state["total_steps"] >= config.grpo["max_num_steps"]:  # otherwise it was stopped in time
+        best = checkpoints.get_best_checkpoint_path if ours["keep_best"] else checkpoints.get_latest_checkpoint_path
+        Path(path).with_name(RESULT).write_text(str(best()))
 
 
 def read_tasks(path: Path, longest: int) -> list[dict[str, Any]]:

@@ -40,7 +40,10 @@ class Tasks:
 @pytest.fixture
 def nemo_rl(monkeypatch) -> SimpleNamespace:
     """Modules of NeMo-RL with what run.py and environment.py import; `trained` gets the arguments of `grpo_train`."""
-    found = SimpleNamespace(logged=[], written=[], trained=None, setup=None)
+    found = SimpleNamespace(logged=[], written=[], trained=None, setup=None, state={"total_steps": 0})
+    found.checkpoints = SimpleNamespace(
+        get_best_checkpoint_path=lambda: "checkpoints/step_2", get_latest_checkpoint_path=lambda: "checkpoints/step_4"
+    )
     theirs = SimpleNamespace(loss_type="token", input_type="log-probabilities", reference_policy_kl_penalty=0.0)
     logger = SimpleNamespace(
         log_metrics=lambda metrics, *args, **named: found.logged.append(metrics),
@@ -58,8 +61,8 @@ def nemo_rl(monkeypatch) -> SimpleNamespace:
             "held out",
             theirs,
             logger,
-            "saves",
-            "state",
+            found.checkpoints,
+            found.state,
             config,
             {},
             {},

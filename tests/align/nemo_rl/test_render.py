@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bielik_nemo.align.nemo_rl.render import Job, problems, render, rollouts
+from bielik_nemo.align.nemo_rl.render import Job, render, rollouts
 from bielik_nemo.config import Config, compose
 from bielik_nemo.config_grpo import GRPO, Rewards, RewardTerm, TaskSource
 from bielik_nemo.errors import ConfigError
@@ -171,16 +171,14 @@ def test_refused(settings, told):
         render(configured(**settings), JOB)
 
 
-@pytest.mark.parametrize(
-    ("section", "settings"),
-    [("trainer", {"keep_best": True}), ("trainer", {"snapshot_every": 5})],
-)
-def test_refused_of_training(section, settings):
+def test_the_best_checkpoint_is_one_that_was_measured():
     config = configured()
-    ((name, value),) = settings.items()
-    setattr(getattr(config, section), name, value)
-    (found,) = problems(config, JOB)
-    assert found.startswith(f"{section}.{name}: found {value}, allowed: ")
+    config.trainer.keep_best, config.trainer.validate_every = True, 30
+    found = render(config, JOB)
+    assert (found["checkpointing"]["metric_name"], found["bielik_nemo"]["keep_best"]) == ("val:accuracy", True)
+    assert found["checkpointing"]["save_period"] == found["grpo"]["val_period"] == 30
+    with pytest.raises(ConfigError, match=r"trainer\.keep_best: found True, allowed: False where no task is held out"):
+        render(config, replace(JOB, held_out=0))
 
 
 def test_refuses_answers_that_do_not_share_out():

@@ -59,8 +59,8 @@ def test_what_nemo_rl_gets(nemo_rl, ray, tmp_path):
     policy, generation, loader, held_out, tokenizer, loss, train, measure, logger, saves, state, config = (
         nemo_rl.trained
     )
-    given = (policy, generation, loader, held_out, saves, state)
-    assert given == ("policy", "generation", "loader", "held out", "saves", "state")
+    assert (policy, generation, loader, held_out) == ("policy", "generation", "loader", "held out")
+    assert (saves, state) == (nemo_rl.checkpoints, nemo_rl.state)
     assert isinstance(tokenizer, WholeText)
     assert tokenizer._tokenizer == f"tokenizer of {settings['policy']['model_name']}"
     assert config.policy["generation"]["configured"]
@@ -74,6 +74,23 @@ def test_what_nemo_rl_gets(nemo_rl, ray, tmp_path):
     tasks, few = nemo_rl.setup
     assert [task["length"] for task in (tasks[0], tasks[1])] == [3, 4]  # the prompt of 5000 is too long
     assert len(few) == 1
+
+
+@pytest.mark.parametrize(("best", "named"), [(False, "checkpoints/step_4"), (True, "checkpoints/step_2")])
+def test_names_the_result_when_all_is_done(nemo_rl, ray, tmp_path, best, named):
+    settings = yaml.safe_load(GOLDEN.read_text(encoding="utf-8"))
+    settings["bielik_nemo"]["keep_best"] = best
+    settings["grpo"]["max_num_steps"] = 4
+    (tmp_path / "tasks.jsonl").write_text("")
+    for part in ("train", "validation"):
+        settings["data"][part]["data_path"] = str(tmp_path / "tasks.jsonl")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    nemo_rl.state["total_steps"] = 3
+    main(str(tmp_path / "config.yaml"))
+    assert not (tmp_path / "result").exists()
+    nemo_rl.state["total_steps"] = 4
+    main(str(tmp_path / "config.yaml"))
+    assert (tmp_path / "result").read_text() == named
 
 
 def test_a_task_in_nemo_rls_words(tmp_path):
@@ -186,5 +203,8 @@ def test_nemo_rl_takes_and_returns_what_run_takes_and_gives():
     given = "policy policy_generation wrapped_dataloader val_dataloader tokenizer loss_fn task_to_env val_task_to_env"
     given += " logger checkpointer grpo_save_state master_config"
     assert [each.arg for each in functions["grpo_train"].args.args] == given.split()
+    assert 'grpo_save_state["total_steps"] = total_steps + 1' in ast.unparse(tree).replace("'", '"')
+    saves = (Path(upstream.CHECKOUT) / "nemo_rl/utils/checkpoint.py").read_text()
+    assert all(f"def get_{which}_checkpoint_path(self)" in saves for which in ("best", "latest"))
     text = (Path(upstream.CHECKOUT) / "nemo_rl/experience/rollouts.py").read_text()
     assert "tokenizer.batch_decode(generated_ids, skip_special_tokens=True)" in text

@@ -12,7 +12,7 @@ import upstream
 import yaml
 from jsonschema import Draft202012Validator
 
-from bielik_nemo.align.nemo_rl.render import check, schema
+from bielik_nemo.align.nemo_rl.schema import check, schema
 from bielik_nemo.errors import ConfigError
 
 GOLDEN = Path(__file__).with_name("config.yaml")

@@ -139,7 +139,7 @@ class MegatronEngine:
         drawn = torch.empty(2, len(rows), dtype=torch.float64, device=self._device())
         if logits is not None:
             if parallel_state.get_tensor_model_parallel_rank() == 0:
-                numbers = self._tensor([row.noise[place] for row in rows])
+                numbers = self._tensor(np.array([row.noise[place] for row in rows]))
                 drawn = torch.stack([each.double() for each in draw(logits[:, : self.vocab_size], numbers, sampling)])
             if parallel_state.get_tensor_model_parallel_world_size() > 1:
                 torch.distributed.broadcast(
@@ -162,7 +162,7 @@ class MegatronEngine:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _tensor(self, values: Sequence) -> Tensor:
+    def _tensor(self, values: Sequence | np.ndarray) -> Tensor:
         return torch.tensor(values, device=self._device())
 
 

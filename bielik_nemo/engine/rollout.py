@@ -64,13 +64,15 @@ class RolloutEngine(Protocol):
 def check_lengths(prompts: Sequence[Sequence[int]], max_tokens: int, positions: int) -> None:
     """Refuse prompts that are empty, or do not fit a model's positions together with the longest answer.
 
+    The last token of an answer needs none: nothing follows it.
+
     Raises:
         DataError: naming the first.
     """
-    most = positions - max_tokens
+    most = positions + 1 - max_tokens
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= most:
             raise DataError(
-                f"prompt {number} of a rollout: found {len(prompt)} tokens, allowed: 1 to {most}, which with an answer "
-                f"of up to {max_tokens} fit the model's {positions} positions"
+                f"prompt {number} of a rollout: found {len(prompt)} tokens, allowed: 1 to {most}, so that all but the "
+                f"last token of an answer of up to {max_tokens} fit the model's {positions} positions"
             )

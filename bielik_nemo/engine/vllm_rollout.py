@@ -143,12 +143,13 @@ def _started(tokenizer: str, a: Architecture, dtype: str, tp: int, batch_size: i
         raise ConfigError("grpo.rollouts: found vllm, which is not installed; allowed here: megatron") from None
     distributed.ensure_rendezvous()
     shape = {key: value for key, value in a.to_hf().items() if key not in ("architectures", "model_type")}
+    shape["max_position_embeddings"] += 1  # vLLM counts the last token of an answer, which is not read
     started = vllm.LLM(
         model=tokenizer,
         hf_overrides=shape,
         load_format="dummy",
         dtype=dtype,
-        max_model_len=a.max_position_embeddings,
+        max_model_len=a.max_position_embeddings + 1,
         max_num_seqs=batch_size,
         tensor_parallel_size=tp,
         distributed_executor_backend="external_launcher",

@@ -133,11 +133,12 @@ def test_prompts_come_as_they_are_finished(llama):
     assert [(number, [len(answer.ids) for answer in group]) for number, group in found] == [(1, [1, 1]), (0, [12, 12])]
 
 
-@pytest.mark.parametrize("prompt", [[], [7] * 121])
+@pytest.mark.parametrize("prompt", [[], [7] * 122])
 def test_what_does_not_fit_is_an_error(llama, prompt):
-    """The model was built for 128 positions: with 8 for the answer, 120 are left."""
-    with pytest.raises(DataError, match=f"prompt 1 .* found {len(prompt)} tokens, allowed: 1 to 120, .* 128 positions"):
-        next(engine(llama).generate([[7] * 120, prompt], [0, 1], 1, Sampling(8, ())))
+    """The model was built for 128 positions: of an answer of 8 tokens 7 are read, so that 121 are left."""
+    with pytest.raises(DataError, match=f"prompt 1 .* found {len(prompt)} tokens, allowed: 1 to 121, .* 128 positions"):
+        next(engine(llama).generate([[7] * 121, prompt], [0, 1], 1, Sampling(8, ())))
+    assert len(greedy(llama, [7] * 121, max_tokens=8).ids) == 8
 
 
 @pytest.mark.parametrize("mode", [True, False])

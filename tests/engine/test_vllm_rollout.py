@@ -118,7 +118,7 @@ def test_one_is_started_for_a_shape(made, llama):
     assert VLLMEngine(vllm.model, llama[1].vocab_size, StandIn.made[0]["model"], 8).vllm is vllm.vllm
     (settings,) = StandIn.made
     assert settings["hf_overrides"]["num_hidden_layers"] == 4
-    assert settings["max_model_len"] == settings["hf_overrides"]["max_position_embeddings"] == 128
+    assert settings["max_model_len"] == settings["hf_overrides"]["max_position_embeddings"] == 129
 
 
 def test_what_cannot_be_is_refused(made):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def executor(config: Config, job_dir: Path, env: Mapping[str, str]) -> SlurmExecutor:
-    """A job on all GPUs of `cluster`, submitted from here.
+    """A job that takes the machines of `cluster` whole, submitted from here.
 
     Args:
         config: whose `cluster` it is.
@@ -37,6 +37,7 @@ def executor(config: Config, job_dir: Path, env: Mapping[str, str]) -> SlurmExec
         nodes=cluster.nodes,
         ntasks_per_node=1,
         gpus_per_node=config.world_size // cluster.nodes,
+        exclusive=True,
         job_name_prefix="bielik-nemo-",
         container_image=cluster.container_image,
         container_mounts=[*cluster.mounts, f"{run_dir}:{run_dir}"],

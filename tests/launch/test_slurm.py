@@ -24,7 +24,7 @@ def test_executor():
     config = configured(mounts=mounts, env={"CPUS_PER_WORKER": "96"}, time="1-12:00:00")
     made = slurm.executor(config, Path("/runs/mine/jobs"), {"PYTHONPATH": "/code"})
     assert (made.account, made.partition, made.time, made.nodes) == ("plg-x", "gpu", "1-12:00:00", 2)
-    assert (made.gpus_per_node, made.ntasks_per_node) == (8, 1)
+    assert (made.gpus_per_node, made.ntasks_per_node, made.exclusive) == (8, 1, True)
     assert made.container_image == "/images/nemo_rl.sqsh"
     assert made.container_mounts == [*mounts, "/runs/mine:/runs/mine"]
     assert made.env_vars == {"CPUS_PER_WORKER": "96", "PYTHONPATH": "/code"}

@@ -33,7 +33,7 @@ class Rewards:
     """What one call of a reward may take, and how often it may fail."""
 
     timeout_s: float = 10.0
-    memory_gib: float = 2.0  # of a process that computes rewards
+    memory_gib: float = 2.0  # of a process that computes rewards, beyond what its libraries take
     workers: int = 2  # such processes, on each machine
     max_error_share: float = 0.01  # of a rollout's answers; more whose reward fails stop the run
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bielik_nemo import budget
+from bielik_nemo.align import scoring
 from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
@@ -71,6 +72,9 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             errors += _checkpoint(config, tokenizer_needed=not TOKENISING.isdisjoint(wanted))
         local += _absent_texts(config, wanted)
         errors += _texts(config, wanted)
+        if {"tasks", "grpo"} & set(wanted):
+            # Imports the modules of rewards, which are light; one that is not is the user's own choice.
+            local += scoring.problems([source.rewards for source in config.grpo.sources])
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)

@@ -60,6 +60,23 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ("", ["dpo.sources=[{path:'~/x'}]"], "dpo.sources[0].path: found '~/x', allowed: a path without ~"),
         ("", ["dpo.sources=[{path:a,language:p}]"], "dpo.sources[0].language: found 'p', allowed: a word such as"),
         ("", ["grpo.sources=[{path:' '}]"], "grpo.sources[0].path: found ' ', allowed: text that is not blank"),
+        ("", ["grpo.sources=[{path:a}]"], "grpo.sources[0].rewards: found none, allowed: one at least, such as"),
+        (
+            "",
+            ["grpo.sources=[{path:a,rewards:[{function:a.b},{function:' '}]}]"],
+            "grpo.sources[0].rewards[1].function: found ' ', allowed: the dotted path of a function",
+        ),
+        (
+            "",
+            ["grpo.sources=[{path:a,rewards:[{function:a.b,weight:inf}]}]"],
+            "grpo.sources[0].rewards[0].weight: found inf, allowed: a finite number",
+        ),
+        (
+            "",
+            ["grpo.sources=[{path:a,rewards:[{function:a.b,options:{limit:nan}}]}]"],
+            "grpo.sources[0].rewards[0].options.limit: found nan, allowed: a finite number",
+        ),
+        ("", ["grpo.rewards.timeout_s=0"], "grpo.rewards.timeout_s: found 0.0, allowed: a positive number"),
         (
             "",
             ["sft.sources=[{path:a,format:message}]"],

@@ -228,6 +228,21 @@ def _chat_source(key: str, source: ChatSource | PreferenceSource | TaskSource) -
             yield f"{key}.format: found {source.format!r}, allowed: {allowed}"
         if hundredths(source.weight) is None:
             yield f"{key}.weight: found {source.weight}, allowed: hundredths from 0.01 to 1"
+    if isinstance(source, TaskSource):
+        yield from _rewards(key, source)
+
+
+def _rewards(key: str, source: TaskSource) -> Iterator[str]:
+    if not source.rewards:
+        yield f"{key}.rewards: found none, allowed: one at least, such as {{function: bielik_nemo.align.rewards.maths}}"
+    for index, term in enumerate(source.rewards):
+        if not term.function.strip():
+            path = "the dotted path of a function"
+            yield f"{key}.rewards[{index}].function: found {term.function!r}, allowed: {path}"
+        numbers = {"weight": term.weight} | {f"options.{name}": value for name, value in term.options.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                yield f"{key}.rewards[{index}].{name}: found {value}, allowed: a finite number"
 
 
 def _language(key: str, language: str) -> Iterator[str]:

@@ -129,6 +129,7 @@ class Scorer:
         self._names = [_short_names(of_source) for of_source in terms]
         self._rewards = rewards
         self._lock = threading.Lock()
+        self._calls: set[Future] = set()  # that have no outcome yet
         self._pool = self._new_pool()
 
     def __enter__(self) -> Scorer:
@@ -136,9 +137,8 @@ class Scorer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the workers; what has not been computed is cancelled."""
-        self._pool.stop()
-        self._pool.join()
+        """End the workers; what has not been computed is an error."""
+        self._give_up()
 
     def submit(self, completion: Completion, task: Task, source: int) -> Future[Scored]:
         """Have an answer's rewards computed, those of the source of this number; does not wait.
@@ -163,12 +163,21 @@ class Scorer:
         call = {"args": (term.function, completion, task, dict(term.options)), "timeout": self._rewards.timeout_s}
         with self._lock:
             try:
-                return self._pool.schedule(_call, **call)
+                future = self._pool.schedule(_call, **call)
             except RuntimeError:  # pebble gives its pool up when somebody else kills a worker that has nothing to do
-                self._pool.stop()
-                self._pool.join()
+                self._give_up()
                 self._pool = self._new_pool()
-                return self._pool.schedule(_call, **call)
+                future = self._pool.schedule(_call, **call)
+            self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return future
+
+    def _give_up(self) -> None:
+        """End the workers, and the wait for what they have not done: pebble leaves it as it is."""
+        self._pool.stop()
+        self._pool.join()
+        for future in tuple(self._calls):
+            future.cancel()
 
     def _new_pool(self) -> ProcessPool:
         CONSTS.term_timeout = _KILL_AFTER
@@ -220,7 +229,7 @@ def _outcome(path: str, future: Future, timeout: float) -> Reward | str:
     except ProcessExpired as error:
         found = f"ended its process with status {error.exitcode}"
     except CancelledError:
-        found = "was not computed, since the run ended"
+        found = "was not computed: its process was ended"
     except Exception as error:
         found = f"could not be computed: {_words(error)}"
     return f"{path} {found}" if isinstance(found, str) else found

@@ -127,6 +127,15 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(scorer):
         assert score(scorer, "length").value == 12
 
 
+def test_nobody_waits_for_what_is_left_at_the_end(own_module):
+    """One worker, which is at the first of three answers when the block ends."""
+    with Scorer([[RewardTerm("reward_functions.sleeps")]], Rewards(workers=1)) as scorer:
+        futures = [scorer.submit(GOOD, TASK, 0) for _ in range(3)]
+        time.sleep(0.5)
+    for future in futures:
+        assert future.result(timeout=1).error.endswith("was not computed: its process was ended")
+
+
 @pytest.mark.parametrize(
     ("path", "told"),
     [

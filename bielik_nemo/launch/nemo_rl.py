@@ -8,9 +8,11 @@ submits a job that goes on from the newest checkpoint, unless one is queued or r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from bielik_nemo.align.nemo_rl.render import Job, render
 from bielik_nemo.align.nemo_rl.schema import schema
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, Parallel
-from bielik_nemo.errors import CheckpointError, ConfigError, Stopped
+from bielik_nemo.errors import CheckpointError, ConfigError, Stopped, UserError
 from bielik_nemo.launch import slurm
 from bielik_nemo.stages import model_stage
 from bielik_nemo.validation.shapes import other_shape
@@ -32,33 +34,56 @@ HOME = "/opt/nemo-rl"
 """Where NeMo-RL is in its container."""
 
 
+BUSY = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+"""States of a job that has not ended."""
+
+
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Take what NeMo-RL has left, or submit it.
 
     Raises:
         ConfigError: NeMo-RL cannot do what is configured, or `cluster` does not say where to.
         CheckpointError: what it has left is another model.
-        Stopped: the job is submitted, or with `launch.dry_run` shown.
+        UserError: Slurm refuses.
+        Stopped: the job is submitted, or runs already, or with `launch.dry_run` is shown.
     """
     run_dir = run_dir.absolute()
-    here = run_dir / "grpo" / "nemo_rl"
+    here, name = run_dir / "grpo" / "nemo_rl", f"{config.run.name}-grpo"
     if (here / "hf").is_dir():
         return take(config, run_dir)
     executor = slurm.executor(config, here, environment(here))
-    files = prepare(config, run_dir, here)
-    name, text = f"{config.run.name}-grpo", script(config, executor, here)
-    artifacts.write_text(here / name / "ray.sub", text)
     if config.launch.dry_run:
+        prepare(config, run_dir, here)
+        text = script(config, executor, here)
+        artifacts.write_text(here / name / "ray.sub", text)
         ui.say(text)
-        raise Stopped(f"grpo: launch.dry_run: nothing is submitted; written to {files} and {here / name / 'ray.sub'}")
+        raise Stopped(f"grpo: launch.dry_run: nothing is submitted; it is in {here / name / 'ray.sub'}")
     if shutil.which("sbatch") is None:
         raise ConfigError("grpo.engine=nemo_rl: there is no sbatch on the path; launch.dry_run=true writes its script")
+    again = f"logs are in {here / name / 'logs'}; start the same command again when it has ended"
     from nemo_run.run.ray.slurm import SlurmRayCluster
 
     cluster = SlurmRayCluster(name=name, executor=executor)
-    job = cluster.create(command=f"bash {here / 'job.sh'}", workdir=str(here))
-    said = f"job {job} is submitted" if job else f"job {cluster.cluster_map.get(name)} is queued or runs already"
-    raise Stopped(f"grpo: {said}, with logs in {here / name / 'logs'}; start the same command again when it has ended")
+    with _slurm():
+        found = cluster.status()
+    if found["state"] in BUSY:
+        raise Stopped(f"grpo: job {found['job_id']} is {found['state'].lower()}, {again}")
+    prepare(config, run_dir, here)
+    with _slurm():
+        job = cluster.create(command=f"bash {here / 'job.sh'}", workdir=str(here))
+    raise Stopped(f"grpo: job {job} is submitted, {again}")
+
+
+@contextlib.contextmanager
+def _slurm() -> Iterator[None]:
+    """Tell what Slurm says in one line."""
+    from invoke import UnexpectedExit
+
+    try:
+        yield
+    except UnexpectedExit as error:
+        said = " ".join(error.result.stderr.split())
+        raise UserError(f"grpo.engine=nemo_rl: {error.result.command.split()[0]}: {said}") from None
 
 
 def environment(here: Path) -> dict[str, str]:
@@ -82,8 +107,8 @@ def script(config: Config, executor: SlurmExecutor, here: Path) -> str:
     ).materialize()
 
 
-def prepare(config: Config, run_dir: Path, here: Path) -> Path:
-    """Write what the job reads; returns NeMo-RL's configuration.
+def prepare(config: Config, run_dir: Path, here: Path) -> None:
+    """Write what the job reads.
 
     Raises:
         ConfigError: NeMo-RL cannot do what is configured.
@@ -107,7 +132,6 @@ def prepare(config: Config, run_dir: Path, here: Path) -> Path:
     head = f"# For NeMo-RL {known['version']} ({known['commit'][:12]}); job.sh beside it is the command.\n"
     artifacts.write_text(here / "config.yaml", head + text)
     artifacts.write_text(here / "job.sh", commands(here))
-    return here / "config.yaml"
 
 
 def commands(here: Path) -> str:

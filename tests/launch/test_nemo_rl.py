@@ -14,7 +14,7 @@ import yaml
 from bielik_nemo import pipeline, preflight, stages
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config, compose
-from bielik_nemo.errors import CheckpointError, ConfigError, Stopped
+from bielik_nemo.errors import CheckpointError, ConfigError, Stopped, UserError
 from bielik_nemo.launch import nemo_rl
 from bielik_nemo.stages import GRAPH
 
@@ -105,7 +105,7 @@ def test_dry_run_writes_everything_and_submits_nothing(run_dir, slurm, capfd, mo
     config.launch.dry_run = True
     said = []
     monkeypatch.setattr(nemo_rl.ui, "say", said.append)
-    with pytest.raises(Stopped, match=r"nothing is submitted; written to .*config.yaml and .*ray.sub"):
+    with pytest.raises(Stopped, match=r"nothing is submitted; it is in .*/bielik_minitron_7b-grpo/ray\.sub"):
         nemo_rl.run(config, run_dir)
     here = run_dir / "grpo" / "nemo_rl"
     script = here / "bielik_minitron_7b-grpo" / "ray.sub"
@@ -124,14 +124,35 @@ def test_dry_run_writes_everything_and_submits_nothing(run_dir, slurm, capfd, mo
 
 def test_submits_once(run_dir, slurm):
     config = minitron(run_dir)
-    with pytest.raises(Stopped, match=r"job 4711 is submitted, with logs in .*/logs; start the same command again"):
+    with pytest.raises(Stopped, match=r"job 4711 is submitted, logs are in .*/logs; start the same command again"):
         nemo_rl.run(config, run_dir)
-    written = run_dir / "grpo" / "nemo_rl" / "bielik_minitron_7b-grpo" / "ray.sub"
+    here = run_dir / "grpo" / "nemo_rl"
+    written = here / "bielik_minitron_7b-grpo" / "ray.sub"
     assert (slurm / "submitted").read_text() == written.read_text()
-    (slurm / "queue").write_text("RUNNING\n")  # of both questions: its number and its state
-    with pytest.raises(Stopped, match=r"is queued or runs already"):
+    (slurm / "queue").write_text("RUNNING\n")  # what squeue says of its number as well
+    (here / "code" / "of the running job").touch()
+    with pytest.raises(
+        Stopped, match=r"is running, logs are in .*/logs; start the same command again when it has ended"
+    ):
         nemo_rl.run(config, run_dir)
     assert (slurm / "submitted").read_text() == written.read_text()
+    assert (here / "code" / "of the running job").exists()
+
+
+def test_goes_on_after_a_job_that_ended(run_dir, slurm):
+    config = minitron(run_dir)
+    for times in (1, 2):
+        with pytest.raises(Stopped, match=r"job 4711 is submitted"):
+            nemo_rl.run(config, run_dir)
+        assert (slurm / "submitted").read_text().count("#SBATCH --account=plg-llm") == times
+        jobs = run_dir / "grpo" / "nemo_rl" / "bielik_minitron_7b-grpo" / "job_ids.json"
+        jobs.write_text('["4711"]')  # as the job leaves it
+
+
+def test_what_slurm_refuses_is_one_line(run_dir, slurm):
+    (slurm / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: Invalid account' >&2\nexit 1\n")
+    with pytest.raises(UserError, match=r"^grpo\.engine=nemo_rl: sbatch: sbatch: error: Invalid account$"):
+        nemo_rl.run(minitron(run_dir), run_dir)
 
 
 def test_without_slurm_it_says_so(run_dir, monkeypatch):

@@ -99,7 +99,7 @@ def chain(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return found
 
 
-ALIGN = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "export", "evaluate"]
+ALIGN = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "export", "evaluate"]
 ALIGNED = (
     "pipeline.stages=[" + ",".join(ALIGN) + "]",
     *(f"{stage}.{setting}" for stage in ("sft", "dpo") for setting in ("seq_length=256", "max_steps=6")),
@@ -111,14 +111,24 @@ ALIGNED = (
     "chat.held_out_fraction=0.2",
     "chat.held_out_tokens=256",
     "chat.held_out_pairs=8",
+    "chat.held_out_tasks=4",
+    "grpo.max_steps=6",  # two of each rollout
+    "grpo.prompts_per_rollout=4",
+    "grpo.global_batch_size=2",
+    "grpo.group_size=4",
+    "grpo.warmup_steps=1",
+    "grpo.rewards.workers=1",
 )
 
 
 @pytest.fixture(scope="session")
 def aligned(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """A finished run from conversations and pairs to an export, measured, without pruning and distillation."""
+    """A finished run from conversations, pairs and tasks to an export, measured, without pruning and distillation.
+
+    Six steps teach no sums: rewarded are short answers.
+    """
     here = tmp_path_factory.mktemp("aligned")
-    chats, pairs = here / "chats.jsonl", here / "pairs.jsonl"
+    chats, pairs, tasks = here / "chats.jsonl", here / "pairs.jsonl", here / "tasks.jsonl"
     questions = [
         (f"Ile to jest {a} dodać {b}?", f"{a} + {b} = {a + b}.", a + b + 1) for a in range(8) for b in range(5)
     ]
@@ -127,9 +137,12 @@ def aligned(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         for asked, answer, _ in questions
     ]
     pair = [{"prompt": asked, "chosen": answer, "rejected": f"Chyba {wrong}."} for asked, answer, wrong in questions]
-    for path, lines in ((chats, chat), (pairs, pair)):
+    task = [{"prompt": asked, "answer": answer} for asked, answer, _ in questions]
+    for path, lines in ((chats, chat), (pairs, pair), (tasks, task)):
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     sources = [f"sft.sources=[{{path:'{chats}',language:pl}}]", f"dpo.sources=[{{path:'{pairs}',language:pl}}]"]
+    rewards = "[{function:bielik_nemo.align.rewards.length,options:{limit:2,most:20}}]"
+    sources.append(f"grpo.sources=[{{path:'{tasks}',language:pl,rewards:{rewards}}}]")
     found = Chain(
         source=tiny_hf,
         overrides=[f"model.source='{tiny_hf}'", *SHORT, *ALIGNED, *sources],

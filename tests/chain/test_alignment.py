@@ -1,4 +1,4 @@
-"""Conversations, SFT, pairs, their reference, DPO-P and export through the command: resumed, repeated, exported.
+"""Conversations, SFT, pairs, their reference, DPO-P, tasks, GRPO and export: resumed, repeated, exported.
 
 Six steps of each training, a checkpoint after every second, a measurement after every third (conftest.aligned).
 """
@@ -18,12 +18,14 @@ from bielik_nemo.artifacts import read_json
 from bielik_nemo.errors import GateError
 from bielik_nemo.stages import GRAPH
 
-DPO = ["dpo", "export", "evaluate"]
+GRPO = ["grpo", "export", "evaluate"]
+DPO = ["dpo", *GRPO]
 AFTER_CHAT = ["sft", "reference", *DPO]
 AFTER_SFT = ["reference", *DPO]
 AFTER_PAIRS = ["reference", *DPO]
 TRAINING = ["sft", *AFTER_SFT]
-ALL = ["import_hf", "chat", "sft", "preferences", "reference", *DPO]
+AFTER_TASKS = ["tasks", *GRPO]
+ALL = ["import_hf", "chat", "sft", "preferences", "reference", "dpo", *AFTER_TASKS]
 CHANGES = {
     "model.dtype=bfloat16": ALL,
     "run.seed=7": ALL[1:],
@@ -72,6 +74,41 @@ CHANGES = {
     "dpo.length_normalized=true": DPO,
     "dpo.gate_tolerance=0.1": [],
     "dpo.recompute=full": [],
+    "chat.held_out_tasks=2": ["evaluate"],
+    "grpo.sources.0.language=en": AFTER_TASKS,
+    "grpo.sources.0.rewards.0.weight=2": AFTER_TASKS,
+    "grpo.engine=nemo_rl grpo.rollouts=vllm": GRPO,
+    "grpo.epochs=2": GRPO,
+    "grpo.max_steps=8": GRPO,
+    "grpo.prompts_per_rollout=2": GRPO,
+    "grpo.global_batch_size=4": GRPO,
+    "grpo.passes_per_rollout=2": GRPO,
+    "grpo.group_size=2": GRPO,
+    "grpo.rollouts=vllm": GRPO,
+    "grpo.max_prompt_tokens=63": GRPO,
+    "grpo.max_answer_tokens=15": GRPO,
+    "grpo.temperature=0.9": GRPO,
+    "grpo.top_p=0.9": GRPO,
+    "grpo.top_k=9": GRPO,
+    "grpo.stop=[x]": GRPO,
+    "grpo.seq_length=256": GRPO,
+    "grpo.schedule=cosine": GRPO,
+    "grpo.lr=1e-3": GRPO,
+    "grpo.min_lr=1e-5": GRPO,
+    "grpo.warmup_steps=2": GRPO,
+    "grpo.decay_steps=1": GRPO,
+    "grpo.weight_decay=0.1": GRPO,
+    "grpo.scale_advantages=false": GRPO,
+    "grpo.normalization=constant": GRPO,
+    "grpo.clip_low=0.1": GRPO,
+    "grpo.clip_high=0.3": GRPO,
+    "grpo.kl=0": GRPO,
+    "grpo.filter_groups=false": GRPO,
+    "grpo.save_answers=false": GRPO,
+    "grpo.rewards.timeout_s=9": [],
+    "grpo.mismatch_tolerance=0.1": [],
+    "grpo.rollout_batch_size=8": [],
+    "grpo.recompute=full": [],
     "trainer.keep_best=true": TRAINING,
     "trainer.snapshot_every=2": TRAINING,
     "trainer.precision=bf16-mixed": TRAINING,
@@ -95,6 +132,8 @@ MOMENTS = {
     "reference: all but the manifest": ("reference", "os.rename", "reference/manifest.json", 1),
     "dpo: between two checkpoints": ("dpo", "open", "dpo/metrics.jsonl", 5),
     "dpo: all but the manifest": ("dpo", "os.rename", "dpo/manifest.json", 1),
+    "grpo: between two updates of a rollout": ("grpo", "open", "grpo/metrics.jsonl", 5),
+    "grpo: all but the manifest": ("grpo", "os.rename", "grpo/manifest.json", 1),
     "dpo: in a checkpoint": ("dpo", "open", "dpo/checkpoints/step=3/weights/.metadata.tmp", 1),
 }
 
@@ -107,7 +146,7 @@ def test_a_change_repeats_what_depends_on_it(change: str, aligned):
 
 def test_every_setting_that_decides_something_is_tried_above():
     tried = {change.split("=")[0].replace(".0.", ".") for change in CHANGES}
-    own = {"chat", "sft", "preferences", "reference", "dpo"}
+    own = {"chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo"}
     decisive = {key for name in own for key in GRAPH[name].keys}
     assert [key for key in sorted(decisive) if not any(f"{name}.".startswith(f"{key}.") for name in tried)] == []
 
@@ -157,7 +196,7 @@ def test_training_leaves_its_curve_and_what_a_batch_is_made_of(stage: str, align
     batches = read_json(aligned.finished / stage / "batches.json")
     assert batches["steps"] == 6 and 0 < batches["filled"] <= 1
     parity = aligned.manifest(aligned.finished, "export")
-    assert parity.metrics["model"] == "dpo" and parity.metrics["parity"] <= 1e-4
+    assert parity.metrics["model"] == "grpo" and parity.metrics["parity"] <= 1e-4
 
 
 def test_sft_learns_the_answers(aligned):
@@ -173,19 +212,24 @@ def test_the_first_loss_of_dpo_is_ln_2(aligned):
 
 
 def test_evaluation_measures_what_training_did(aligned):
-    """The same held-out answers after SFT, the same pairs after DPO; the reference is compared with nothing."""
+    """The same held-out answers after SFT, pairs after DPO, tasks after GRPO; the reference stands alone."""
     found = read_json(aligned.finished / "evaluate" / "metrics.json")
     last = {}
     for stage in ("sft", "dpo"):
         lines = (aligned.finished / stage / "metrics.jsonl").read_text().splitlines()
         last[stage] = [record for record in map(json.loads, lines) if "held_out_loss" in record][-1]
-    assert list(found["answer_loss"]) == ["source", "sft", "dpo"] and "held_out_loss" not in found
+    assert list(found["answer_loss"]) == ["source", "sft", "dpo", "grpo"] and "held_out_loss" not in found
     assert found["answer_loss"]["sft"] == pytest.approx(last["sft"]["held_out_loss"], rel=1e-6)
     assert list(found["preference"]["sft"]) == ["likelier"]
     measured = found["preference"]["dpo"]
     for name in ("accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio"):
         assert measured[name] == pytest.approx(last["dpo"][f"held_out_{name}"], rel=1e-5, abs=1e-6), name
     assert 0 < measured["kl"] < 0.1 and 0 <= measured["likelier"] <= 1
+    lines = (aligned.finished / "grpo" / "metrics.jsonl").read_text().splitlines()
+    before, *_, after = [record for record in map(json.loads, lines) if "held_out_reward" in record]
+    for model, record in (("dpo", before), ("grpo", after)):
+        for name, value in found["tasks"][model].items():
+            assert value == pytest.approx(record[f"held_out_{name}"], rel=1e-5, abs=1e-6), (model, name)
 
 
 def test_references_of_another_model_stop_dpo_before_it_is_trained(aligned):

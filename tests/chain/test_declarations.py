@@ -17,7 +17,7 @@ from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
 RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "merge"]
-RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks"]
+RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo"]
 
 LONGER = (
     "distill_long.seq_length=256",
@@ -98,9 +98,8 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
         merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
         chain.run(run_dir, *merging, stages=["merge"])
-        chain.run(run_dir, "grpo=tiny", stages=["tasks"])
         teacher = ("sft.forward_kl=0.5", "distill.gate_max_loss=9")  # which has not learned to answer
-        aligned.run(aligned.empty("reads"), "sft.max_steps=2", "dpo.max_steps=2", *teacher)
+        aligned.run(aligned.empty("reads"), "sft.max_steps=2", "dpo.max_steps=2", "grpo.max_steps=2", *teacher)
     return read
 
 

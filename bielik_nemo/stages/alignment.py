@@ -147,7 +147,6 @@ ALIGNMENT = (
             *(f"grpo.{name}" for name in PACE),
             *POLICY,
             "grpo.sources.rewards",
-            "chat.template",
             *BETAS,
             "trainer.precision",
             "trainer.keep_best",

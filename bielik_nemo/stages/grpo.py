@@ -104,7 +104,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             Rollouts,
             directory=str(run_dir / "grpo" / ROLLOUTS),
             drawn=drawn(config, run_dir),
-            settings=_configured(own),
+            settings=_configured(replace(own, sources=[])),
             grader=measured.grader,
             sampling=measured.sampling,
             architecture=architecture,

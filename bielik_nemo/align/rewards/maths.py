@@ -49,7 +49,7 @@ def maths(completion: Completion, task: Task) -> Reward:
     if _SPACES.sub("", given) == _SPACES.sub("", str(task.answer)):
         return _reward(Verdict.CORRECT, boxed=1.0, unit=1.0)
     unit = float(found.unit == wanted.unit)
-    if found.unit and wanted.unit and not unit and "%" not in (found.unit, wanted.unit):
+    if found.unit and wanted.unit and not unit:
         return _reward(Verdict.WRONG, boxed=1.0)
     return _reward(_compare(found, wanted), boxed=1.0, unit=unit)
 

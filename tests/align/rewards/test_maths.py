@@ -80,7 +80,7 @@ POLISH = [
     (r"50\%", "50%", RIGHT), ("50%", "0,5", RIGHT), ("50%", r"\frac12", RIGHT), ("50%", "50", RIGHT),
     ("0,5", "50%", RIGHT),
     ("50", "50%", RIGHT), ("50%", "50 procent", RIGHT), ("50%", "5%", WRONG), ("12,5%", "0,125", RIGHT),
-    ("50%", "50 cm", WRONG),
+    ("50%", "50 cm", WRONG), ("5 cm", "500%", WRONG), ("5%", "0,05 cm", WRONG),
     # Words of the language, names of functions, yes and no.
     ("x=1 lub x=2", "x_1=1, x_2=2", RIGHT), ("x=1 lub x=2", "x=2 lub x=1", RIGHT), ("1, 2", r"x_1=2 \lor x_2=1", RIGHT),
     ("1 i 2", "2 oraz 1", RIGHT), ("1 i 2", "1 i 3", WRONG), (r"\operatorname{tg} x", r"\tan x", RIGHT),

@@ -145,7 +145,7 @@ def single(inputs: Path, out: Path) -> Results:
         inputs,
         out,
         "single:convert,forward,rollout,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
-        "pretrain,sft,unpacked,lora,refer,prefer,online,refused,policy,policies,mismatched",
+        "pretrain,sft,unpacked,lora,refer,prefer,online,refused,policy,policies,mismatched,failing",
     )
 
 

@@ -719,7 +719,18 @@ class Layout:
         finally:
             Policy.log_probs = said
 
-    def rewarded(self, name: str, steps: int = STEPS, kill_at: int = 0, **settings: object) -> None:
+    def failing(self) -> None:
+        """All rewards fail, of which 1 % may: the answers are kept."""
+        from bielik_nemo.errors import GateError
+
+        try:
+            self.rewarded("failing", reward="verdicts.raising")
+        except GateError as error:
+            self.record("failing", str(error))
+
+    def rewarded(
+        self, name: str, steps: int = STEPS, kill_at: int = 0, reward: str = "verdicts.verdicts", **settings: object
+    ) -> None:
         """The stage grpo of `llama` in a run directory of its own, held to a model that differs a little.
 
         Settings are `grpo`'s: of each rollout's 4 groups of 4 answers come 4 updates, of two groups each, with
@@ -772,7 +783,7 @@ class Layout:
         own = {"seq_length": SEQ_LENGTH, "prompts_per_rollout": 4, "global_batch_size": 2, "passes_per_rollout": 2}
         own |= {"group_size": 4, "micro_batch_size": 1, "max_steps": steps, "lr": 3e-4, "kl": 0.1, "clip_low": 0.05}
         own |= {"max_prompt_tokens": 6, "max_answer_tokens": 8, "rollout_batch_size": 8, "recompute": "none"}
-        rewards = [RewardTerm("verdicts.verdicts")]
+        rewards = [RewardTerm(reward)]
         own["sources"] = [TaskSource(source, "", rewards) for source in ("one", "two")]
         config.grpo = replace(config.grpo, **own | settings)
         config.grpo.rewards.workers = 1

@@ -129,3 +129,16 @@ def test_what_samples_must_be_what_trains(single):
         "grpo: rollout 0: log-probabilities differ by 0.0500 nats per token in the mean between "
         "grpo.rollouts=megatron, which samples, and the trainer, allowed: grpo.mismatch_tolerance=0.02"
     )
+
+
+def test_rewards_that_fail_stop_it_with_the_answers_kept(single):
+    """Already before the first update; the held-out tasks, whose rewards fail as well, count as not verifiable."""
+    path = single.path / "failing" / "grpo" / "rollouts" / "00000.jsonl"
+    assert single["failing"] == (
+        "grpo: rollout 0: the reward of 16 of 16 answers failed, allowed: 1.00% (grpo.rewards.max_error_share); the "
+        f"first: verdicts.raising raised ValueError: no idea; all: {path}"
+    )
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    assert len(rows) == 16 and {row["error"] for row in rows} == {"verdicts.raising raised ValueError: no idea"}
+    (measured,) = map(json.loads, (single.path / "failing" / "grpo" / "metrics.jsonl").open())
+    assert (measured["held_out_unverifiable"], measured["held_out_reward"]) == (1, 0)

@@ -12,3 +12,8 @@ def verdicts(completion: Completion, task: Task) -> Reward:
         return Reward(0.0, Verdict.UNVERIFIABLE)
     value = number // 2 / 2
     return Reward(value, Verdict.CORRECT if value == 1 else Verdict.WRONG, {"number": number})
+
+
+def raising(completion: Completion, task: Task) -> Reward:
+    """Nothing but an error."""
+    raise ValueError("no idea")

@@ -8,6 +8,7 @@ values differ, the expressions do. Only what agrees is worth algebra.
 from __future__ import annotations
 
 import cmath
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -63,22 +64,26 @@ def _values_differ(wanted: Sequence[Expr], found: Sequence[Expr]) -> bool | None
     values = [[_value(each) for each in side] for side in (wanted, found)]
     if any(value is None for side in values for value in side):
         return None if any(map(_large, found)) else False
-    return any(
-        all(abs(a - b) > _CLOSE * max(1, abs(a), abs(b)) for b in side)
-        for elements, side in (values, values[::-1])
-        for a in elements
-    )
+    return any(not any(_close(a, b) for b in side) for elements, side in (values, values[::-1]) for a in elements)
 
 
 def _value(expression: Expr) -> complex | None:
-    """Its value where every symbol has one of its own, by its name; None where it has none that a float can be."""
+    """Its value where every symbol has one of its own, by its name; infinity beyond floats; None where it has none."""
     symbols = expression.free_symbols
     numbers = {symbol: Float(0.3 + 1.4 * zlib.crc32(symbol.name.encode()) / 2**32) for symbol in symbols}
     try:
         value = complex(expression.evalf(_DIGITS, subs=numbers))
-    except (TypeError, OverflowError, ArithmeticError):
+    except OverflowError:
+        return complex(math.inf)
+    except (TypeError, ArithmeticError):
         return None
-    return value if cmath.isfinite(value) else None
+    return None if cmath.isnan(value) else value
+
+
+def _close(a: complex, b: complex) -> bool:
+    if cmath.isinf(a) or cmath.isinf(b):
+        return cmath.isinf(a) and cmath.isinf(b)
+    return abs(a - b) <= _CLOSE * max(1, abs(a), abs(b))
 
 
 def _hard_to_solve(relation: Basic) -> bool:

@@ -155,7 +155,7 @@ ALIGNMENT = (
         ),
         outputs=(*TRAINED, "rollouts"),
         scratch=("checkpoints", "best"),
-        resumed=("nemo_rl",),
+        resumed=("rollouts", "nemo_rl"),
         free=(
             "grpo.micro_batch_size",
             "grpo.recompute",

@@ -21,16 +21,16 @@ from bielik_nemo.engine.progress import read
 
 SETTINGS = [
     "sft.sources=[{path: builtin:drills}]",
-    "sft.max_steps=100",
-    "sft.global_batch_size=16",
-    "sft.micro_batch_size=16",
-    "sft.seq_length=256",
-    "sft.lr=5e-3",
-    "grpo.max_steps=100",
+    "sft.max_steps=80",
+    "sft.global_batch_size=8",
+    "grpo.prompts_per_rollout=32",
+    "grpo.global_batch_size=32",
+    "grpo.max_steps=80",
+    "grpo.lr=5e-4",
     "chat.held_out_tasks=300",
     "trainer.log_every=1",
-    "trainer.validate_every=25",
-    "trainer.checkpoint_every=100",
+    "trainer.validate_every=20",
+    "trainer.checkpoint_every=80",
 ]
 WAYS = {
     "GRPO": [],

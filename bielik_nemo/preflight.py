@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from bielik_nemo import budget
@@ -75,6 +76,10 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         if {"tasks", "grpo"} & set(wanted):
             # Imports the modules of rewards, which are light; one that is not is the user's own choice.
             local += scoring.problems([source.rewards for source in config.grpo.sources])
+        if "grpo" in wanted and config.grpo.engine == "megatron" and config.grpo.rollouts == "vllm":
+            local += (
+                [] if find_spec("vllm") else ["grpo.rollouts: found vllm, which is not installed, allowed: megatron"]
+            )
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)

@@ -3,6 +3,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,12 @@ def test_oddities(config: Config):
     config.prune.target = compose().prune.target
     assert [line.split(":")[0] for line in of(config, "warning")] == ["parallel.tp", "prune.target"]
     assert of(config) == []
+
+
+def test_rollouts_by_vllm_need_it(tmp_path: Path):
+    config = compose("tiny", [f"run.dir='{tmp_path}'", "grpo.rollouts=vllm"])
+    want = "grpo.rollouts: found vllm, which is not installed, allowed: megatron"
+    assert (want in [each.message for each in preflight.findings(config)]) == (find_spec("vllm") is None)
 
 
 def test_is_quick_offline_and_without_torch():

@@ -76,6 +76,28 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["grpo.sources=[{path:a,rewards:[{function:a.b,options:{limit:nan}}]}]"],
             "grpo.sources[0].rewards[0].options.limit: found nan, allowed: a finite number",
         ),
+        (
+            "",
+            ["grpo.group_size=1"],
+            "grpo.group_size: found 1, allowed: 2 or more, to compare each reward with the others",
+        ),
+        ("", ["grpo.top_p=0"], "grpo.top_p: found 0.0, allowed: above 0, up to 1"),
+        ("", ["grpo.engine=nemorl"], "grpo.engine: found 'nemorl', allowed: megatron, nemo_rl; did you mean nemo_rl?"),
+        ("tiny", ["grpo.seq_length=79"], "grpo.seq_length: found 79, allowed: at least 80 = grpo.max_prompt_tokens + "),
+        ("tiny", ["grpo.clip_high=0.1"], "grpo.clip_high: found 0.1, allowed: at least grpo.clip_low=0.2"),
+        (
+            "tiny",
+            ["grpo.global_batch_size=3"],
+            "grpo.prompts_per_rollout: found 16, allowed: multiples of grpo.global_batch_size=3",
+        ),
+        ("tiny", ["grpo.warmup_steps=8"], "grpo.warmup_steps: found 8, allowed: less than grpo.max_steps=8"),
+        ("tiny", ["grpo.rollouts=vllm", "grpo.top_k=5"], "grpo.top_k: found 5, allowed: 0 with grpo.rollouts=vllm"),
+        ("tiny", ["grpo.rollouts=vllm", "grpo.top_p=0.9"], "grpo.top_p: found 0.9, allowed: 1 with grpo.rollouts=vllm"),
+        (
+            "bielik_minitron_7b",
+            ["parallel.sequence_parallel=true", "parallel.tp=2"],
+            "parallel.sequence_parallel: found True, allowed: False with grpo in pipeline.stages, which samples",
+        ),
         ("", ["grpo.rewards.timeout_s=0"], "grpo.rewards.timeout_s: found 0.0, allowed: a positive number"),
         (
             "",

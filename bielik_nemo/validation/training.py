@@ -201,6 +201,11 @@ def _grpo(config: Config) -> Iterator[str]:
         yield "parallel.sequence_parallel: found True, allowed: False with grpo in pipeline.stages, which samples"
     if here and config.cluster.gpu_memory_gib and own.micro_batch_size > 1:
         yield f"grpo.micro_batch_size: found {own.micro_batch_size}, allowed: 1 on GPUs, where its sequences are packed"
+    if here and own.rollouts == "vllm":  # whose log-probabilities are then those among the words that are left
+        if own.top_p < 1:
+            yield f"grpo.top_p: found {own.top_p}, allowed: 1 with grpo.rollouts=vllm"
+        if own.top_k:
+            yield f"grpo.top_k: found {own.top_k}, allowed: 0 with grpo.rollouts=vllm"
     if own.prompts_per_rollout % own.global_batch_size:
         yield (
             f"grpo.prompts_per_rollout: found {own.prompts_per_rollout}, allowed: multiples of "

@@ -806,8 +806,8 @@ class Layout:
         finally:
             distributed.reset_parallel_state()
         shutil.copyfile(here / "grpo" / "metrics.jsonl", here / "metrics.jsonl")
-        if distributed.world_size() == 1:
-            first = [batch for step, batch in batches if step == 0]
+        first = [batch for step, batch in batches if step == 0]
+        if distributed.world_size() == 1 and first:
             torch.save({key: torch.cat([b[key] for b in first]) for key in first[0]}, here / "batch.pt")
         self.record(f"distill {name}", "done")
 

@@ -105,7 +105,9 @@ def _tasks(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) 
     if "grpo" not in config.pipeline.stages:
         return {}
     vocab_size = Architecture.from_json(run_dir / stage / "architecture.json").vocab_size
-    tasks = fdl.build(grpo.held_out(config, run_dir, vocab_size))
+    wanted = grpo.held_out(config, run_dir, vocab_size)
+    wanted.grader.rollouts = "megatron"  # the models differ in their shapes: another engine would have to be made anew
+    tasks = fdl.build(wanted)
     with ui.progress(f"held-out tasks, {name}", len(tasks.chosen())) as advance, contextlib.closing(tasks.grader):
         return {"tasks": tasks.measure(megatron, advance)[0]}
 

@@ -25,7 +25,7 @@ from pebble import CONSTS, ProcessExpired, ProcessPool
 from bielik_nemo import stopping
 from bielik_nemo.align.reward import Completion, Reward, RewardFunction, Task, Verdict
 from bielik_nemo.config_grpo import Rewards, RewardTerm
-from bielik_nemo.errors import ConfigError
+from bielik_nemo.errors import ConfigError, UserError
 
 _CALLS = 2000
 """After which a worker makes room for a new one, whatever its libraries have kept by then."""
@@ -139,6 +139,20 @@ class Scorer:
     def __exit__(self, *error: object) -> None:
         """End the workers; what has not been computed is an error."""
         self._give_up()
+
+    def start(self, seconds: float = 300.0) -> None:
+        """Wait until a worker answers.
+
+        Raises:
+            UserError: none does. Nothing that is submitted would ever be computed.
+        """
+        try:
+            self._pool.schedule(os.getpid).result(seconds)
+        except Exception as error:
+            raise UserError(
+                f"grpo.rewards: no process that computes rewards has started within {seconds:g} s ({_words(error)}); "
+                "a script that trains must do so behind `if __name__ == '__main__':`, since each of them imports it"
+            ) from None
 
     def submit(self, completion: Completion, task: Task, source: int) -> Future[Scored]:
         """Have an answer's rewards computed, those of the source of this number; does not wait.

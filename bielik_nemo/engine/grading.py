@@ -118,6 +118,7 @@ class Grader:
     def _submit(self, task: Prepared, answer: Answer, sampling: Sampling) -> tuple[Answer, str, Any]:
         if self.scorer is None:
             self.scorer = Scorer(self.terms, self.rewards).__enter__()
+            self.scorer.start()
         marked = answer.ended and answer.ids[-1] in sampling.stop_ids
         text = self.decode(answer.ids[:-1] if marked else answer.ids)
         completion = Completion(text, len(answer.ids), answer.ended)

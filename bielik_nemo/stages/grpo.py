@@ -26,7 +26,8 @@ from bielik_nemo.engine.policy import Policy, PolicyModel
 from bielik_nemo.engine.policy_data import Numbers, PolicyData
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.engine.rollouts import Plan, Rollouts, plan
+from bielik_nemo.engine.rollout_plan import Plan, plan
+from bielik_nemo.engine.rollouts import Rollouts
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.stages import fit, model_stage
 

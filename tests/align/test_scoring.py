@@ -206,3 +206,19 @@ def test_workers_end_with_the_process_however_it_ends(tmp_path, end):
         assert time.monotonic() < until, left
         time.sleep(0.1)
     assert time.monotonic() - began < 30
+
+
+def test_workers_that_cannot_start_are_an_error(tmp_path: Path):
+    """Of a script without a guard: each worker imports it, and so begins where it began, and dies."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from bielik_nemo.align.scoring import Scorer\n"
+        "from bielik_nemo.config_grpo import Rewards, RewardTerm\n"
+        "term = RewardTerm('bielik_nemo.align.rewards.length', options={'limit': 1, 'most': 2})\n"
+        "with Scorer([[term]], Rewards()) as one:\n"
+        "    one.start(8)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "no process that computes rewards has started within 8 s" in done.stderr
+    assert "if __name__ == '__main__':" in done.stderr

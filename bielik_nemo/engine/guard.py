@@ -98,9 +98,11 @@ class Guard(pl.Callback):
 
     def _batch(self, trainer: Any, fault: str) -> dict[str, Any]:
         """The samples of the last step in their order, each with the micro-batch and data-parallel rank that had it."""
-        data, first = trainer.datamodule, (trainer.global_step - 1) * self.global_batch_size
+        data = trainer.datamodule
+        newest = getattr(data, "newest", None)  # of a step that was not drawn but made
+        first = 0 if newest else (trainer.global_step - 1) * self.global_batch_size
         size, ranks = get_micro_batch_size(), parallel_state.get_data_parallel_world_size()
-        samples, newest = [], getattr(data, "newest", None)  # of a step that was not drawn but made
+        samples = []
         for place in range(len(newest) if newest else self.global_batch_size):
             sample = newest[place] if newest else data._train_ds[first + place]
             tokens = [*sample["tokens"].tolist(), int(sample["labels"][-1])]

@@ -67,6 +67,19 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(loss: float, run: 
     assert left["samples"][1]["tokens"] == [9, 1, 2] and left["samples"][1]["text"] == "9 1 2"
 
 
+def test_the_batch_of_a_step_that_was_made_and_not_drawn(run: Run):
+    """Six sequences of answers, whatever the number that a step draws."""
+    made = [{"tokens": torch.tensor([100 + i, 1]), "labels": torch.tensor([1, 2])} for i in range(6)]
+    run.trainer.datamodule.newest = made
+    run.go(2.0)
+    with pytest.raises(GateError):
+        run.go(float("nan"))
+    left = json.loads(run.file.read_text())
+    assert [each["sample"] for each in left["samples"]] == list(range(6))
+    assert [each["micro_batch"] for each in left["samples"]] == [0, 0, 1, 1, 2, 2]
+    assert left["samples"][5]["tokens"] == [105, 1, 2]
+
+
 def test_a_gradient_that_is_not_finite_stops(run: Run):
     with pytest.raises(GateError, match="distill: the gradient norm is nan at step 1"):
         run.go(2.0, norm=float("nan"))

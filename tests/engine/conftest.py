@@ -164,7 +164,7 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
 def pp2(inputs: Path, out: Path, tp2: Results) -> Results:
     """Two processes with half of the layers each; they read what those of tp2 wrote."""
     work = "pp2:convert,reshard,forward,rollout,minitron,compensate,importance,train,separated,teach,cached,pretrain,"
-    work += "moved,sft,lora,refer,prefer,refused"
+    work += "moved,sft,lora,refer,prefer,refused,policy"
     return Results(out / "pp2", _processes(inputs, out, 2, work))
 
 
@@ -191,10 +191,11 @@ def resharded(inputs: Path, out: Path, tp2: Results, pp2: Results) -> Results:
 @pytest.fixture(scope="session")
 def resumed(inputs: Path, out: Path, single: Results) -> Results:
     """One process that goes on where another was stopped and killed, also while it wrote a checkpoint."""
-    _processes(inputs, out, 1, "single:stopped,killed", "single:dying")
+    _processes(inputs, out, 1, "single:stopped,killed")
+    _processes(inputs, out, 1, "single:dying")
     shutil.copytree(out / "single" / "resumed", out / "single" / "damaged")
     _processes(inputs, out, 1, "single:killed_saving")
-    return _here(inputs, out, "single:resumed,damaged,asynchronous,dying")
+    return _here(inputs, out, "single:resumed,damaged,asynchronous,revived")
 
 
 @pytest.fixture

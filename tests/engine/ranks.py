@@ -703,7 +703,10 @@ class Layout:
         self.rewarded("alone", steps=2, seq_length=14, micro_batch_size=4)
 
     def dying(self) -> None:
-        self.rewarded("dying", kill_at=4)
+        self.rewarded("revived", kill_at=4)
+
+    def revived(self) -> None:
+        self.rewarded("revived")
 
     def mismatched(self) -> None:
         """What samples is not what trains: no update is made."""
@@ -796,9 +799,8 @@ class Layout:
         if distributed.rank() == 0 and not (here / "held_to").exists():
             (here / "held_to").mkdir()
             (here / "held_to" / "megatron").symlink_to(self.megatron("reference"))
-        if kill_at and not (here / "killed").exists():
+        if kill_at:
             work.trainer.callbacks.append(run.Config(_signaller(), kill_at, signal.SIGKILL))
-            (here / "killed").touch()
         _meet()
         distributed.ensure_rendezvous()
         try:

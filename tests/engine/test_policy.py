@@ -119,9 +119,12 @@ def test_a_group_without_signal_takes_no_part(single, inputs, reference):
 
 def test_a_killed_run_ends_the_same(resumed, single):
     """Killed in its fourth step, between updates of one rollout; it goes on after the second with the same answers."""
-    assert resumed.metrics("dying") == single.metrics("policy")
-    weights = [(path / "grpo" / "checkpoints") for path in (single.path / "policy", single.path / "dying")]
-    assert all(path.is_dir() for path in weights)
+    assert resumed.metrics("revived") == single.metrics("policy")
+    answers = [
+        [(path.name, path.read_text()) for path in sorted((single.path / name / "grpo" / "rollouts").iterdir())]
+        for name in ("policy", "revived")
+    ]
+    assert answers[0] == answers[1] and [name for name, _ in answers[0]] == ["00000.jsonl", "00001.jsonl"]
 
 
 def test_what_samples_must_be_what_trains(single):

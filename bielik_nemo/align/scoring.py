@@ -16,7 +16,7 @@ import resource
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, TimeoutError
+from concurrent.futures import BrokenExecutor, CancelledError, Future, TimeoutError
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -242,7 +242,7 @@ def _outcome(path: str, future: Future, timeout: float) -> Reward | str:
         found = f"took longer than grpo.rewards.timeout_s={timeout:g}"
     except ProcessExpired as error:
         found = f"ended its process with status {error.exitcode}"
-    except CancelledError:
+    except (CancelledError, BrokenExecutor):
         found = "was not computed: its process was ended"
     except Exception as error:
         found = f"could not be computed: {_words(error)}"

@@ -35,11 +35,11 @@ class Sampled(NamedTuple):
         """Predictions, those of the prompt among them."""
         return len(self.prompt) + len(self.answer) - 1
 
-    @property
-    def weighted(self) -> Weighted:
-        """As a conversation, of which the answer counts."""
-        ids = np.concatenate([self.prompt, self.answer])
-        return Weighted(ids, (np.arange(len(ids)) >= len(self.prompt)).astype(np.float32))
+
+def weighted(prompt: np.ndarray, answer: np.ndarray) -> Weighted:
+    """A prompt and its answer as a conversation, of which the answer counts."""
+    ids = np.concatenate([prompt, answer])
+    return Weighted(ids, (np.arange(len(ids)) >= len(prompt)).astype(np.float32))
 
 
 def lay_answers(answers: Sequence[Sampled], seq_length: int, share: float = 1.0) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def lay_answers(answers: Sequence[Sampled], seq_length: int, share: float = 1.0)
         The sample with `answers` int64 `[s]`, the number of the answer at its tokens and -1 elsewhere; `old`,
         `reference` and `advantage` float32 `[s]`, those of the token that is predicted there; `share`, a scalar.
     """
-    sample = lay([each.weighted for each in answers], seq_length)
+    sample = lay([weighted(each.prompt, each.answer) for each in answers], seq_length)
     sample["answers"] = torch.full((seq_length,), -1)
     for name in ("old", "reference", "advantage"):
         sample[name] = torch.zeros(seq_length)

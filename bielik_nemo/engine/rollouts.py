@@ -25,9 +25,8 @@ from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.data.tasks import Prepared
 from bielik_nemo.engine import convert, distributed, token_pass
 from bielik_nemo.engine import model as models
-from bielik_nemo.engine.conversation_data import Weighted
 from bielik_nemo.engine.grading import Graded, Grader, summary
-from bielik_nemo.engine.policy_data import Sampled, Update
+from bielik_nemo.engine.policy_data import Sampled, Update, weighted
 from bielik_nemo.engine.policy_files import load, save
 from bielik_nemo.engine.rollout import Sampling
 from bielik_nemo.engine.rollout_plan import plan
@@ -160,7 +159,11 @@ class Rollouts(pl.Callback):
         self._leave(number, tasks, graded)
         rewards = torch.tensor([[each.scored.value if each.known else math.nan for each in group] for group in graded])
         each_advantage = advantages(rewards.double(), own.scale_advantages).tolist()
-        conversations = [_weighted(task, each) for task, group in zip(tasks, graded, strict=True) for each in group]
+        conversations = [
+            weighted(task.ids, np.array(each.answer.ids))
+            for task, group in zip(tasks, graded, strict=True)
+            for each in group
+        ]
         size = own.seq_length, own.micro_batch_size
         old = token_pass.measure(model, module.preference, conversations, *size)
         kept = (
@@ -220,11 +223,6 @@ class Rollouts(pl.Callback):
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:05d}.safetensors"
-
-
-def _weighted(task: Prepared, graded: Graded) -> Weighted:
-    ids = np.concatenate([task.ids, np.array(graded.answer.ids)])
-    return Weighted(ids, (np.arange(len(ids)) >= len(task.ids)).astype(np.float32))
 
 
 def _row(task: Prepared, graded: Graded) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `batches.json` (what a
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from bielik_nemo.engine.held_out_pairs import HeldOutPairs
 from bielik_nemo.engine.preference import Preference, PreferenceModel, ReferenceGate
 from bielik_nemo.engine.preference_data import Plan, PreferenceData, PreferenceDataset, plan
 from bielik_nemo.engine.progress import last_step, read
-from bielik_nemo.errors import ConfigError
 from bielik_nemo.stages import chat_sets, fit, model_stage, reference
 
 
@@ -43,19 +42,8 @@ def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def settings(config: Config, found: Plan) -> Config:
-    """The configuration with this stage's pace in its places: the batch that NeMo draws is one of sequences.
-
-    Raises:
-        ConfigError: all steps would be warm-up.
-    """
-    own = config.dpo
-    if own.warmup_steps >= found.steps:
-        raise ConfigError(
-            f"dpo.warmup_steps: found {own.warmup_steps}, allowed: less than the {found.steps} steps of dpo"
-        )
-    paced = config.paced_by(replace(own, max_steps=found.steps, global_batch_size=found.sequences))
-    # Batches differ in their tokens, and no report adapts this rate to them.
-    return replace(paced, optim=replace(paced.optim, reference_tokens=None))
+    """The configuration with this stage's pace in its places: the batch that NeMo draws is one of sequences."""
+    return fit.paced(config, "dpo", found.steps, found.sequences)
 
 
 def build(config: Config, run_dir: Path) -> run_.Partial:
@@ -67,7 +55,8 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     reference.check(config, run_dir)
     planned, before = drawn(config, run_dir), run_dir / model_stage(config, "dpo")
     found = plan(**planned)
-    paced, shape = settings(config, found), Architecture.from_json(before / "architecture.json")
+    paced = settings(config, found)
+    shape = Architecture.from_json(before / "architecture.json")
     streamed, own, measured = before / "hf", config.dpo, held_out(config, run_dir, shape.vocab_size)
     model = run_.Config(
         PreferenceModel,

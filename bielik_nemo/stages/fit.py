@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bielik_nemo.engine import best, distributed, snapshots, training
 from bielik_nemo.engine.best import Best
 from bielik_nemo.engine.distillation import train
 from bielik_nemo.engine.snapshots import Snapshots
+from bielik_nemo.errors import ConfigError
 from bielik_nemo.stages import GRAPH
 
 
@@ -29,6 +31,28 @@ def mix(config: Config, run_dir: Path) -> list[mixture.Part]:
     """What the run draws of each source."""
     count = config.trainer.max_steps * config.data.global_batch_size
     return mixture.parts(config, run_dir, count, config.data.seq_length)
+
+
+def paced(config: Config, stage: str, steps: int, batch: int) -> Config:
+    """The configuration with the pace of `dpo` or `grpo` in its places.
+
+    Args:
+        config: of the run.
+        stage: whose pace.
+        steps: that its data make.
+        batch: sequences that NeMo draws for each.
+
+    Raises:
+        ConfigError: all steps would be warm-up.
+    """
+    own = getattr(config, stage)
+    if own.warmup_steps >= steps:
+        raise ConfigError(
+            f"{stage}.warmup_steps: found {own.warmup_steps}, allowed: less than the {steps} steps of {stage}"
+        )
+    found = config.paced_by(replace(own, max_steps=steps, global_batch_size=batch))
+    # Batches differ in their tokens, and no report adapts these rates to them.
+    return replace(found, optim=replace(found.optim, reference_tokens=None))
 
 
 def held_out(config: Config, run_dir: Path) -> run_.Config:

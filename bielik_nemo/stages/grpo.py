@@ -26,9 +26,8 @@ from bielik_nemo.engine.policy import Policy, PolicyModel
 from bielik_nemo.engine.policy_data import Numbers, PolicyData
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.engine.rollout_plan import Plan, plan
+from bielik_nemo.engine.rollout_plan import plan
 from bielik_nemo.engine.rollouts import Rollouts
-from bielik_nemo.errors import ConfigError
 from bielik_nemo.stages import fit, model_stage
 
 ROLLOUTS = "rollouts"
@@ -48,22 +47,6 @@ def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def settings(config: Config, found: Plan) -> Config:
-    """The configuration with this stage's pace in its places: NeMo draws one micro-batch for each update.
-
-    Raises:
-        ConfigError: all steps would be warm-up.
-    """
-    own = config.grpo
-    if own.warmup_steps >= found.steps:
-        raise ConfigError(
-            f"grpo.warmup_steps: found {own.warmup_steps}, allowed: less than the {found.steps} steps of grpo"
-        )
-    unit = own.micro_batch_size * config.data_parallel_size
-    paced = config.paced_by(replace(own, max_steps=found.steps, global_batch_size=unit))
-    return replace(paced, optim=replace(paced.optim, reference_tokens=None))
-
-
 def build(config: Config, run_dir: Path) -> run_.Partial:
     """The task as NeMo-Run knows it; see `fit.task`.
 
@@ -71,7 +54,9 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         DataError: there are no tasks.
     """
     found, before = plan(**drawn(config, run_dir)), run_dir / model_stage(config, "grpo")
-    paced, shape = settings(config, found), Architecture.from_json(before / "architecture.json")
+    unit = config.grpo.micro_batch_size * config.data_parallel_size  # NeMo draws one micro-batch for each update
+    paced = fit.paced(config, "grpo", found.steps, unit)
+    shape = Architecture.from_json(before / "architecture.json")
     streamed, own, measured = before / "hf", config.grpo, held_out(config, run_dir, shape.vocab_size)
     architecture = run_.Config(Architecture, **asdict(shape))
     model = run_.Config(

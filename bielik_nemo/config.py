@@ -17,6 +17,7 @@ from bielik_nemo import keys
 from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_align import DPO, SFT, Chat, Merge
 from bielik_nemo.config_grpo import GRPO
+from bielik_nemo.config_launch import Cluster, Launch
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
 from bielik_nemo.errors import ConfigError
@@ -87,30 +88,6 @@ class Parallel:
     pp: int = 1
     cp: int = 1  # of training only: the tokens of a sequence are shared out; needs GPUs and Transformer Engine
     sequence_parallel: bool = False  # between tensor-parallel ranks; needs GPUs and Transformer Engine
-
-
-@dataclass
-class Cluster:
-    """The machines."""
-
-    name: str = "local"
-    nodes: int = 1
-    devices_per_node: Optional[int] = None  # None: as many as parallel.tp * pp * cp
-    gpu_memory_gib: float = 0.0  # of one GPU; 0: no GPU
-    gpu_peak_tflops: float = 0.0  # of one GPU in trainer.precision, without sparsity; 0: GPU-hours are not estimated
-    account: str = ""  # these and what follows: of jobs that are submitted to Slurm
-    partition: str = ""
-    time: str = "04:00:00"  # limit of a job
-    container_image: str = ""
-    mounts: list[str] = field(default_factory=list)  # outside:inside the container; the run's directory always is one
-    env: dict[str, str] = field(default_factory=dict)  # set in a job; secrets belong in the shell that submits it
-
-
-@dataclass
-class Launch:
-    """How work is handed to a cluster."""
-
-    dry_run: bool = False  # write and show what would be submitted, and submit nothing
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Stage:
         resumed: what an interrupted attempt keeps besides, to go on from or to be read by a person.
         layout: tensor and pipeline parallel size it runs under.
         trains: whether it uses all data-parallel ranks and goes on from what is in `RESUMED` when it was interrupted.
+        gpu: whether it computes on a GPU where there is one.
         version: raised when its code changes the result for the same settings.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     resumed: tuple[str, ...] = ()
     layout: Callable[[Config], Layout] = lambda config: (1, 1)
     trains: bool = False
+    gpu: bool = True
     version: int = 1
 
     def run(self, config: Config, run_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Published recipes as NeMo-Run tasks, one module each."""

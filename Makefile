@@ -1,5 +1,6 @@
 # make demo   a real pretrained model, pruned, distilled and exported on this CPU, with a report
 # make test   all tests that run on a CPU
+# make test-slurm   those that need Slurm, on a cluster of one machine (needs Debian's slurm-wlm and munge)
 # make lint   style and import contract
 # make venv   the environment alone, in .venv
 #
@@ -10,10 +11,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test test-slurm lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 venv: $(VENV)/installed
 
@@ -31,6 +32,9 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slurm: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
 
 lint: venv
 	$(BIN)/ruff check .

@@ -19,13 +19,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bielik_nemo import __version__
 from bielik_nemo.errors import DataError, UserError
 
 MANIFEST = "manifest.json"
 FINGERPRINT = "fingerprint"
+CODE = "code.json"
+"""Beside a copy of this package that was sent with a job: digest, commit and uncommitted changes."""
 _FULL = ("No space left on device", "os error 28", "] . unexpected pos ")
 """What a full disk is called by C, by Rust, and by torch's archive writer, which finds fewer bytes than it wrote."""
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "nvidia-modelopt", "lightning", "transformers", "nemo_run")
@@ -148,10 +150,16 @@ class Manifest:
 
 
 def code_version() -> str:
-    """Git commit of the installed source tree, with `+changes` where it was edited; empty outside a repository."""
+    """Git commit of the installed source tree, with `+changes` where it was edited; empty outside a repository.
+
+    Of a copy that was sent with a job also its digest.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if (root / CODE).is_file():
+        sent = read_json(root / CODE)
+        return f"{sent['commit']}{'+changes' if sent['changes'] else ''} sha256:{sent['digest'][:12]}".strip()
 
     def git(*arguments: str) -> str:
-        root = Path(__file__).resolve().parent.parent
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -201,21 +209,33 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[int]:
+def locked(run_dir: Path, stage: str = "") -> Iterator[int]:
     """Keep a second pipeline out of a run directory; the lock goes with the process, however it ends.
 
-    Yields the lock's file descriptor: a child process that inherits it holds the lock too.
+    With a `stage`, keep only others out of that stage, and whole pipelines out of the run: jobs of one run work side by
+    side. Yields the lock's file descriptor: a child process that inherits it holds the lock too.
 
     Raises:
         UserError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"run.dir={run_dir}: another process is working in this directory") from None
-        yield stream.fileno()
+    with open(run_dir / ".lock", "w") as whole, contextlib.ExitStack() as part:
+        _lock(whole, fcntl.LOCK_SH if stage else fcntl.LOCK_EX, f"run.dir={run_dir}")
+        if not stage:
+            yield whole.fileno()
+            return
+        own = part.enter_context(open(run_dir / f".lock-{stage}", "w"))
+        _lock(own, fcntl.LOCK_EX, f"run.dir={run_dir}: {stage}")
+        yield own.fileno()
+
+
+def _lock(stream: IO[str], kind: int, what: str) -> None:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{what}: another process is working in this directory") from None
+    except OSError as error:  # some file systems of clusters have no locks
+        raise UserError(f"{what}: this file system cannot lock files: {error.strerror}") from None
 
 
 def disk_full(error: BaseException | None) -> bool:

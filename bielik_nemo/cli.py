@@ -1,4 +1,4 @@
-"""The command line: `bielik-nemo <stage|pipeline|check|report|data preview> [options] [overrides]`.
+"""The command line: `bielik-nemo <stage|pipeline|submit|check|report|data preview> [options] [overrides]`.
 
 Only what a command needs is imported, so that help and composing answer at once. What the user can mend is one line
 on standard error and exit status 2; a run that was asked to stop and goes on later is 75, sysexits' temporary failure;
@@ -46,6 +46,7 @@ COMMANDS = {
     "export": "Megatron checkpoint -> Hugging Face checkpoint, with a check that the logits agree",
     "evaluate": "held-out loss and samples of source, pruned and distilled model",
     "pipeline": "all stages of pipeline.stages in order, then the report; what is done is skipped",
+    "submit": "the same as pipeline launch=slurm: a job for each stage that is not done, queued at once",
     "check": "what would fail, and an estimate of memory and GPU-hours; runs nothing",
     "report": "write report.html and report.json of a run, print its table",
 }
@@ -62,6 +63,7 @@ EXAMPLES = """\
 examples:
   bielik-nemo pipeline experiment=tiny
   bielik-nemo check experiment=bielik_minitron_7b parallel.tp=4 optim.lr=1e-4
+  bielik-nemo submit experiment=bielik_minitron_7b cluster=helios_gh200 cluster.account=mine launch.dry_run=true
 """
 
 
@@ -172,9 +174,17 @@ def _run(command: str, config: Config) -> int:
         return _report(config)
     if command == "data preview":
         return _preview(config)
-    from bielik_nemo import pipeline
+    stages = [command] if command in STAGES else None
+    if command == "submit":
+        config.launch.executor = config.launch.executor or "slurm"
+    if config.launch.executor:
+        from bielik_nemo import submit
 
-    pipeline.run(config, [command] if command in STAGES else None)
+        submit.run(config, stages)
+    else:
+        from bielik_nemo import pipeline
+
+        pipeline.run(config, stages)
     return 0
 
 

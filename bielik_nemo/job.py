@@ -1,1 +1,118 @@
-"""The program of a job: one stage, on every rank that Slurm or torchrun has started."""
+"""The program of a job: one stage, on every rank that Slurm or torchrun has started, or alone.
+
+Rank 0 does what the pipeline does for a stage (skip it, or open its directory, record it) and leads the others; each
+computes its part. Exit status: 0 done, 75 stopped in time, 2 an error that the user can mend, anything else a crash.
+
+Slurm's script (see launch/executors.py) counts attempts in the job's directory and queues the job again after any that
+was not done: not where `failed` tells what must be mended first, nor after too many. What stopped in time and goes on
+from there begins to count anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bielik_nemo import artifacts, pipeline, report, stopping, ui, worker
+from bielik_nemo import config as configuration
+from bielik_nemo.config import Config
+from bielik_nemo.errors import Stopped, UserError
+from bielik_nemo.launch import code
+from bielik_nemo.launch.jobs import ATTEMPTS, FAILED, FROM
+from bielik_nemo.stages import GRAPH
+
+if TYPE_CHECKING:
+    from bielik_nemo.engine.rendezvous import Rendezvous
+
+RANKED = {"slurm": ("SLURM_NTASKS", "SLURM_PROCID"), "torchrun": ("WORLD_SIZE", "RANK")}
+"""Where each executor that starts the ranks itself says how many there are, and which this is."""
+
+
+def main(path: str, name: str) -> None:
+    """Run stage `name` of the frozen configuration at `path`, which is in the job's directory; ends the process."""
+    here, ranks, status = Path(path).parent, None, 1
+    try:
+        os.chdir(os.environ.get(FROM, "."))
+        config = configuration.load(path)
+        ranks = rendezvous(config)
+        if ranks and ranks.place.rank:
+            follow(config, name, ranks)
+        else:
+            lead(config, name, ranks)
+        status = 0
+    except Stopped as stopped:
+        if GRAPH[name].trains and ui.main_process():
+            (here / ATTEMPTS).unlink(missing_ok=True)
+        ui.say(str(stopped))
+        status = 75
+    except UserError as error:
+        artifacts.write_text(here / FAILED, f"{error}\n")
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BaseException:  # torch's CheckpointException is not an Exception
+        traceback.print_exc()
+    if ranks and status in (0, 75):
+        ranks.part()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: other ranks may wait for this one in a collective, and leaving Python might wait for them.
+    os._exit(status)
+
+
+def rendezvous(config: Config) -> Rendezvous | None:
+    """Where this rank meets the others; None: it is alone."""
+    if config.launch.executor not in RANKED:
+        return None
+    count, rank = RANKED[config.launch.executor]
+    if int(os.environ[count]) == 1:
+        return None
+    os.environ["RANK"] = os.environ[rank]  # by which `ui` knows who speaks
+    from bielik_nemo.engine.rendezvous import Rendezvous, of_slurm, of_torchrun
+
+    return Rendezvous(of_slurm() if config.launch.executor == "slurm" else of_torchrun())
+
+
+def lead(config: Config, name: str, ranks: Rendezvous | None) -> None:
+    """Run the stage as the pipeline does, with the other ranks, or with ranks of this machine where there are none.
+
+    Raises:
+        UserError: what the user can mend, such as code that is not what was checked.
+        Stopped: a signal came.
+    """
+    code.check()
+    run_dir = Path(config.run.dir)
+
+    def with_others(name: str, frozen: Path, log: Path, processes: int) -> dict[str, Any]:
+        ranks.begin()
+        with ui.library_output_to(log):
+            return GRAPH[name].run(configuration.load(frozen), run_dir)
+
+    def alone(name: str, frozen: Path, log: Path, processes: int) -> dict[str, Any]:
+        return worker.run_ranks(name, frozen, log, processes, lock)
+
+    with stopping.listening(config.trainer.max_hours), artifacts.locked(run_dir, name) as lock:
+        pipeline.run_stage(config, GRAPH[name], run_dir, with_others if ranks else alone)
+        ui.say(f"report: {report.write(run_dir)}")
+
+
+def follow(config: Config, name: str, ranks: Rendezvous) -> None:
+    """Do this rank's part, if rank 0 finds that there is something to do.
+
+    Raises:
+        UserError: what the user can mend.
+        Stopped: a signal came.
+    """
+    code.check()
+    with stopping.listening():
+        if not ranks.begun():
+            return
+        run_dir, node = Path(config.run.dir), ranks.place.node
+        with ui.library_output_to(run_dir / name / (f"log.{node}.txt" if node else pipeline.LOG)):
+            GRAPH[name].run(config, run_dir)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

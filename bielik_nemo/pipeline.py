@@ -10,7 +10,7 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from bielik_nemo.config import Config
 from bielik_nemo.errors import ConfigError, DataError, UserError
 from bielik_nemo.stages import GRAPH, RESUMED, Stage, needed
 
-LOG = "log.txt"
+LOG, LOGS = "log.txt", "log*.txt"  # a job has one for each node
+
+Start = Callable[[str, Path, Path, int], dict[str, Any]]
+"""Runs a stage on several ranks: its name, frozen configuration, log, number of ranks; returns what rank 0 measured."""
 
 SOURCE_FILES = {
     "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
@@ -50,12 +53,19 @@ def run(config: Config, stages: list[str] | None = None) -> None:
     run_dir = Path(config.run.dir)
     names = config.pipeline.stages if stages is None else stages
     preflight.require(config, names)
+    elsewhere = {"grpo"} if config.grpo.engine == "nemo_rl" else set()
+    if config.cluster.nodes > 1 and any(GRAPH[name].trains for name in names if name not in elsewhere):
+        raise ConfigError(
+            f"cluster.nodes={config.cluster.nodes}: this command starts processes on one machine, allowed: 1, or "
+            "launch=slurm"
+        )
     with stopping.listening(config.trainer.max_hours), artifacts.locked(run_dir) as lock:
         for left in run_dir.glob(".*.partial"):  # by one that was killed
             artifacts.remove(left)
         configuration.freeze(config, run_dir / "config.yaml")
+        start = functools.partial(worker.run_ranks, lock=lock)
         for name in names:
-            run_stage(config, GRAPH[name], run_dir, lock)
+            run_stage(config, GRAPH[name], run_dir, start)
         page = report.write(run_dir)
     ui.show(report.table(report.collect(run_dir)))
     ui.say(f"report: {page}")
@@ -129,8 +139,14 @@ def finished(config: Config, stage: Stage, run_dir: Path) -> tuple[Manifest | No
     return (manifest if done else None), mark, {"inputs": inputs, "sources": files}
 
 
-def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
+def run_stage(config: Config, stage: Stage, run_dir: Path, start: Start) -> None:
     """Run one stage, unless it is done.
+
+    Args:
+        config: of the run.
+        stage: which.
+        run_dir: of the run.
+        start: what runs it on several ranks, where it takes them.
 
     Raises:
         UserError: what the user can mend.
@@ -147,21 +163,21 @@ def run_stage(config: Config, stage: Stage, run_dir: Path, lock: int) -> None:
             ui.say(f"{stage.name:<10} done before ({manifest.seconds:.0f} s), taken back from superseded")
         else:
             ui.say(f"{stage.name:<10} running")
-            seconds = _work(config, stage, run_dir, lock, fingerprint=mark, **read)
+            seconds = _work(config, stage, run_dir, start, fingerprint=mark, **read)
             ui.say(f"{stage.name:<10} done in {seconds:.0f} s")
     for name in stage.scratch:
         shutil.rmtree(directory / name, ignore_errors=True)
     stopping.check()  # training ends before it heeds a signal that comes after its last step
 
 
-def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) -> float:
+def _work(config: Config, stage: Stage, run_dir: Path, start: Start, **known: Any) -> float:
     """Run a stage and record it, with what is known of it before; returns the seconds it took."""
     directory = run_dir / stage.name
     _clear(directory, stage)
     configuration.freeze(config, directory / "config.yaml")
     started, clock = datetime.now(UTC), time.monotonic()
     with _failure(directory, stage):
-        metrics = _execute(config, stage, run_dir, lock)
+        metrics = _execute(config, stage, run_dir, start)
         outputs = artifacts.digest_files(directory, _outputs(directory, stage.results(config)))
         seconds = round(time.monotonic() - clock, 2)
         Manifest(
@@ -176,7 +192,7 @@ def _work(config: Config, stage: Stage, run_dir: Path, lock: int, **known: Any) 
     return seconds
 
 
-def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str, Any]:
+def _execute(config: Config, stage: Stage, run_dir: Path, start: Start) -> dict[str, Any]:
     """Run a stage here when one process is enough, else on ranks of their own."""
     directory = run_dir / stage.name
     if stage.name == "grpo" and config.grpo.engine == "nemo_rl":
@@ -185,17 +201,13 @@ def _execute(config: Config, stage: Stage, run_dir: Path, lock: int) -> dict[str
         with ui.library_output_to(directory / LOG):
             return nemo_rl.run(config, run_dir)
     processes = stage.world_size(config)
-    if stage.trains and config.cluster.nodes > 1:
-        raise ConfigError(
-            f"cluster.nodes={config.cluster.nodes}: this command starts processes on one machine, allowed: 1"
-        )
     if processes == 1:
         with ui.library_output_to(directory / LOG):
             metrics = stage.run(config, run_dir)
         if stage.name == "search" and config.prune.search.distill_steps:
-            metrics |= ranking.rank(config, run_dir, functools.partial(run_stage, lock=lock))
+            metrics |= ranking.rank(config, run_dir, functools.partial(run_stage, start=start))
         return metrics
-    return worker.run_ranks(stage.name, directory / "config.yaml", directory / LOG, processes, lock)
+    return start(stage.name, directory / "config.yaml", directory / LOG, processes)
 
 
 def _outputs(directory: Path, names: tuple[str, ...]) -> Iterator[Path]:
@@ -207,9 +219,9 @@ def _outputs(directory: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
 def _clear(directory: Path, stage: Stage) -> None:
     """Remove what an interrupted attempt left, except what training goes on from."""
-    kept = (artifacts.FINGERPRINT, LOG, *(RESUMED if stage.trains else ()), *stage.resumed)
+    kept = (artifacts.FINGERPRINT, *(RESUMED if stage.trains else ()), *stage.resumed)
     for path in directory.iterdir():
-        if path.name not in kept:
+        if path.name not in kept and not path.match(LOGS):
             artifacts.remove(path)
     # NeMo's mark of a checkpoint that it was writing or removing.
     for mark in directory.glob("checkpoints/*-unfinished"):

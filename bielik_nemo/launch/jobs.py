@@ -17,6 +17,12 @@ from bielik_nemo.stages import GRAPH, needed
 
 DIRECTORY = "launch"
 """In a run's directory: all that belongs to its jobs."""
+FAILED = "failed"
+"""In a job's directory: why it must not be queued again."""
+ATTEMPTS = "attempts"
+"""In a job's directory: a line for each attempt, since one that stopped in time."""
+FROM = "BIELIK_NEMO_FROM"
+"""Names, in a job, the directory from which it was submitted, where relative paths begin."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,10 @@ def job(config: Config, name: str) -> Job:
                 f"cluster.devices_per_node: found {devices}, allowed for {name}: what divides its {processes} "
                 "processes (parallel.tp * parallel.pp)"
             )
-    gpus = (devices if ranks else tasks) if cluster.gpu_memory_gib and (stage.gpu or not cluster.cpu_partition) else 0
+    computes = stage.gpu and (ranks or name != "search")
+    gpus = devices if ranks else tasks
+    if not cluster.gpu_memory_gib or (cluster.cpu_partition and not computes):
+        gpus = 0
     return Job(
         stage=name,
         config=replace(config, cluster=replace(cluster, nodes=nodes, devices_per_node=devices)),

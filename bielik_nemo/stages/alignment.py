@@ -48,6 +48,7 @@ ALIGNMENT = (
         free=("sft.sources.path", "chat.max_bad_share"),
         resumed=("skipped.jsonl",),
         needs=("import_hf",),
+        gpu=False,
     ),
     Stage(
         "sft",
@@ -91,6 +92,7 @@ ALIGNMENT = (
         free=("dpo.sources.path", "chat.max_bad_share"),
         resumed=("skipped.jsonl",),
         needs=("import_hf",),
+        gpu=False,
     ),
     Stage(
         "reference",
@@ -139,6 +141,7 @@ ALIGNMENT = (
         free=("grpo.sources.path", "chat.max_bad_share"),
         resumed=("skipped.jsonl",),
         needs=("import_hf",),
+        gpu=False,
     ),
     Stage(
         "grpo",

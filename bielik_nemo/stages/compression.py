@@ -27,6 +27,7 @@ COMPRESSION = (
         free=("data.sources.path", "data.sources.text_key"),
         needs=("import_hf",),
         version=2,
+        gpu=False,
     ),
     Stage(
         "pretrain",

@@ -19,7 +19,9 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = "cluster data distill dpo experiment grpo model optim parallel pipeline pretrain prune sft trainer".split()
+GROUPS = (
+    "cluster data distill dpo experiment grpo launch model optim parallel pipeline pretrain prune sft trainer".split()
+)
 
 TEACHER = (4096, 14336, 50)
 PAPER = {  # hidden, FFN, layers; parameters with one embedding matrix in billions (arXiv 2603.11881 table 2)

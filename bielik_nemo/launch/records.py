@@ -1,0 +1,40 @@
+"""Where NeMo-Run keeps what it knows of a run's jobs: in the run's own directory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from bielik_nemo.launch.jobs import DIRECTORY
+
+
+def directory(run_dir: Path) -> Path:
+    """NeMo-Run's home for the jobs of a run. Not called nemo_run: it replaces that in the paths of its scripts."""
+    return run_dir.absolute() / DIRECTORY / "records"
+
+
+def identifiers(run_dir: Path) -> list[str]:
+    """NeMo-Run's names of the submissions of a run, `<title>_<number>`, oldest first."""
+    found = [path.name for path in directory(run_dir).glob("experiments/*/*_*")]
+    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+
+
+@contextlib.contextmanager
+def home(path: Path) -> Iterator[Path]:
+    """NeMo-Run's home is this directory for the time of the block.
+
+    NeMo-Run 0.11.1 asks for its home once, at import, for the lists of its schedulers; these are set here as well.
+    """
+    from nemo_run import config
+    from nemo_run.run.torchx_backend.schedulers import local, slurm
+
+    before, lists = config.get_nemorun_home(), (slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS)
+    path.mkdir(parents=True, exist_ok=True)
+    config.set_nemorun_home(str(path))
+    slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS = str(path / ".slurm_jobs"), str(path / ".local_jobs.json")
+    try:
+        yield path
+    finally:
+        config.set_nemorun_home(before)
+        slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS = lists

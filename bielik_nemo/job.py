@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 RANKED = {"slurm": ("SLURM_NTASKS", "SLURM_PROCID"), "torchrun": ("WORLD_SIZE", "RANK")}
 """Where each executor that starts the ranks itself says how many there are, and which this is."""
 
+ALONE = ("SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+ALONE += ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
+"""What would have libraries look for other ranks, or Lightning queue the job again by itself."""
+
 
 def main(path: str, name: str) -> None:
     """Run stage `name` of the frozen configuration at `path`, which is in the job's directory; ends the process."""
@@ -68,6 +72,8 @@ def rendezvous(config: Config) -> Rendezvous | None:
         return None
     count, rank = RANKED[config.launch.executor]
     if int(os.environ[count]) == 1:
+        for name in ALONE:
+            os.environ.pop(name, None)
         return None
     os.environ["RANK"] = os.environ[rank]  # by which `ui` knows who speaks
     from bielik_nemo.engine.rendezvous import Rendezvous, of_slurm, of_torchrun

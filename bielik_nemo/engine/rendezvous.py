@@ -80,13 +80,15 @@ class Rendezvous:
 
     def part(self) -> None:
         """Let rank 0 end first: srun gives the others a minute when one has ended, and rank 0 has digests to make."""
-        if self.place.rank == 0:
-            if not self._store.check([_WORK]):
-                self._store.set(_WORK, "0")
-            self._store.set(_END, "")
-            return
-        with contextlib.suppress(DistError):  # the store ends with rank 0
+        if self.place.rank:
             self._store.get(_END)
+            self._store.set(f"{_END}/{self.place.rank}", "")
+            return
+        if not self._store.check([_WORK]):
+            self._store.set(_WORK, "0")
+        self._store.set(_END, "")
+        with contextlib.suppress(DistError):  # it only spares them a complaint that the store is gone
+            self._store.wait([f"{_END}/{rank}" for rank in range(1, self.place.world_size)], timedelta(seconds=10))
 
     def _meet_at(self, port: int) -> None:
         """Set what torchrun would, so that Lightning asks no other launcher."""

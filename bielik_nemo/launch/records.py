@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def home(path: Path) -> Iterator[Path]:
 
     NeMo-Run 0.11.1 asks for its home once, at import, for the lists of its schedulers; these are set here as well.
     """
-    from nemo_run import config
-    from nemo_run.run.torchx_backend.schedulers import local, slurm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch, which comes with it, is not of one mind with pynvml
+        from nemo_run import config
+        from nemo_run.run.torchx_backend.schedulers import local, slurm
 
     before, lists = config.get_nemorun_home(), (slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS)
     path.mkdir(parents=True, exist_ok=True)

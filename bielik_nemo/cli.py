@@ -1,4 +1,4 @@
-"""The command line: `bielik-nemo <stage|pipeline|submit|check|report|data preview> [options] [overrides]`.
+"""The command line: `bielik-nemo <command> [options] [overrides]`; the commands are the stages, and more (`COMMANDS`).
 
 Only what a command needs is imported, so that help and composing answer at once. What the user can mend is one line
 on standard error and exit status 2; a run that was asked to stop and goes on later is 75, sysexits' temporary failure;
@@ -48,6 +48,9 @@ COMMANDS = {
     "pipeline": "all stages of pipeline.stages in order, then the report; what is done is skipped",
     "submit": "the same as pipeline launch=slurm: a job for each stage that is not done, queued at once",
     "check": "what would fail, and an estimate of memory and GPU-hours; runs nothing",
+    "status": "how far the jobs of a run are, and why one failed or never runs",
+    "logs": "what the job of a stage has printed (logs distill; default: of the one that failed, or came last)",
+    "cancel": "end the jobs of a run that run or wait (cancel distill: that one, and what waits for it)",
     "report": "write report.html and report.json of a run, print its table",
 }
 OPTIONS = """\
@@ -63,6 +66,7 @@ EXAMPLES = """\
 examples:
   bielik-nemo pipeline experiment=tiny
   bielik-nemo check experiment=bielik_minitron_7b parallel.tp=4 optim.lr=1e-4
+  bielik-nemo status run.dir=runs/bielik_minitron_7b
   bielik-nemo submit experiment=bielik_minitron_7b cluster=helios_gh200 cluster.account=mine launch.dry_run=true
 """
 
@@ -104,9 +108,14 @@ def _main(argv: list[str]) -> int:
     elif options.cfg:
         _print_configs(options)
     else:
+        stage = ""
+        if command in ("logs", "cancel") and options.overrides[:1] and "=" not in options.overrides[0]:
+            stage = options.overrides.pop(0)
+            if stage not in STAGES:
+                raise ConfigError(f"{command} {stage}: allowed: {', '.join(STAGES)}{nearest(stage, STAGES)}")
         # Every job is composed before the first one runs: a mistake in the last must not cost the others.
         for config in list(_configs(options)):
-            status = _run(command, config)
+            status = _run(command, config, stage)
             if status:
                 return status
     return 0
@@ -167,13 +176,15 @@ def _configs(options: argparse.Namespace) -> Iterator[Config]:
         yield config
 
 
-def _run(command: str, config: Config) -> int:
+def _run(command: str, config: Config, stage: str) -> int:
     if command == "check":
         return _check(config)
     if command == "report":
         return _report(config)
     if command == "data preview":
         return _preview(config)
+    if command in ("status", "logs", "cancel"):
+        return _jobs_of(config, command, stage)
     stages = [command] if command in STAGES else None
     if command == "submit":
         config.launch.executor = config.launch.executor or "slurm"
@@ -223,6 +234,20 @@ def _report(config: Config) -> int:
     page = report.write(config.run.dir)
     Console().print(report.table(report.collect(config.run.dir)))
     print(page)
+    return 0
+
+
+def _jobs_of(config: Config, command: str, stage: str) -> int:
+    from pathlib import Path
+
+    from bielik_nemo.launch import cancel, logs, status
+
+    run_dir = Path(config.run.dir).absolute()
+    if command == "cancel":
+        cancel.cancel(run_dir, stage)
+        return 0
+    for line in status.lines(run_dir) if command == "status" else logs.lines(run_dir, stage):
+        print(line)
     return 0
 
 

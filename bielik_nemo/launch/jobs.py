@@ -21,6 +21,8 @@ FAILED = "failed"
 """In a job's directory: why it must not be queued again."""
 ATTEMPTS = "attempts"
 """In a job's directory: a line for each attempt, since one that stopped in time."""
+CANCELLED = "cancelled"
+"""In a job's directory: the number of the job that `bielik-nemo cancel` has ended."""
 FROM = "BIELIK_NEMO_FROM"
 """Names, in a job, the directory from which it was submitted, where relative paths begin."""
 

@@ -1,10 +1,11 @@
-"""Where NeMo-Run keeps what it knows of a run's jobs: in the run's own directory."""
+"""Where NeMo-Run keeps what it knows of a run's jobs, which is in the run's own directory, and what that is."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bielik_nemo.launch.jobs import DIRECTORY
@@ -41,3 +42,52 @@ def home(path: Path) -> Iterator[Path]:
     finally:
         config.set_nemorun_home(before)
         slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS = lists
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A stage that was handed to NeMo-Run.
+
+    Attributes:
+        stage: its name.
+        number: Slurm's, of its job; for the other executors NeMo-Run's own. Empty: it was not submitted.
+        slurm: whether Slurm has it.
+        state: of what is not Slurm's, in NeMo-Run's words.
+        folder: NeMo-Run's, with scripts and logs.
+        needs: stages that it waits for.
+        since: when it was handed over, in seconds since the epoch.
+    """
+
+    stage: str
+    number: str
+    slurm: bool
+    state: str
+    folder: Path
+    needs: tuple[str, ...]
+    since: float
+
+
+def handed(run_dir: Path) -> dict[str, Handed]:
+    """What was handed over last of each stage, by its name."""
+    if not (names := identifiers(run_dir)):
+        return {}
+    from nemo_run import Experiment, SlurmExecutor
+
+    found: dict[str, Handed] = {}
+    with home(directory(run_dir)) as records:
+        for name in names:
+            written = records / "experiments" / name.rpartition("_")[0] / name / "_CONFIG"
+            made = Experiment.from_id(name)
+            ours = all(isinstance(job.executor, SlurmExecutor) for job in made.jobs)
+            states = {} if ours else made.status(return_dict=True)
+            for job in made.jobs:
+                found[job.id] = Handed(
+                    stage=job.id,
+                    number=job.handle.rpartition("/")[2],
+                    slurm=ours,
+                    state="" if ours else states[job.id]["status"].name,
+                    folder=Path(job.executor.job_dir),
+                    needs=tuple(job.dependencies),
+                    since=written.stat().st_mtime,
+                )
+    return found

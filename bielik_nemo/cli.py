@@ -66,8 +66,8 @@ EXAMPLES = """\
 examples:
   bielik-nemo pipeline experiment=tiny
   bielik-nemo check experiment=bielik_minitron_7b parallel.tp=4 optim.lr=1e-4
-  bielik-nemo status run.dir=runs/bielik_minitron_7b
   bielik-nemo submit experiment=bielik_minitron_7b cluster=helios_gh200 cluster.account=mine launch.dry_run=true
+  bielik-nemo status run.dir=runs/bielik_minitron_7b
 """
 
 

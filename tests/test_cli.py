@@ -57,13 +57,13 @@ def test_fast_paths_load_nothing_heavy():
     assert done.stderr == "[]\n"
 
 
-def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture[str]):
+def test_help_lists_every_command_and_four_examples(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     listed = text.split("commands:\n")[1].split("\n\n")[0].splitlines()
     assert [re.split("  +", line.strip())[0] for line in listed] == list(cli.COMMANDS)
     assert set(STAGES) <= set(cli.COMMANDS)
-    assert text.split("examples:\n")[1].count("bielik-nemo ") == 2
+    assert text.split("examples:\n")[1].count("bielik-nemo ") == 4
     for option in ("--cfg", "--multirun", "--config-dir", "--version"):
         assert option in text
     assert max(map(len, text.splitlines())) <= 120

@@ -38,7 +38,7 @@ class Cluster:
     container_image: str = ""
     python: str = ""  # "": without a container this Python, in one python3
     setup: list[str] = field(default_factory=list)  # bash lines before a job's program, such as module load CUDA
-    mounts: list[str] = field(default_factory=list)  # outside:inside the container; the run's directory always is one
+    mounts: list[str] = field(default_factory=list)  # outside:inside a container; run.dir and the current one are too
     env: dict[str, str] = field(default_factory=dict)  # set in a job; secrets belong in the shell that submits it
 
 

@@ -19,9 +19,9 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = (
-    "cluster data distill dpo experiment grpo launch model optim parallel pipeline pretrain prune sft trainer".split()
-)
+GROUPS = "cluster data distill dpo experiment grpo launch layout model optim parallel pipeline".split()
+GROUPS += "pretrain prune sft trainer".split()
+CHOSEN = [path for path in FILES if path.parent not in (CONF, CONF / "layout")]
 
 TEACHER = (4096, 14336, 50)
 PAPER = {  # hidden, FFN, layers; parameters with one embedding matrix in billions (arXiv 2603.11881 table 2)
@@ -69,11 +69,14 @@ def test_begins_with_what_it_is_and_a_command_that_composes(path: Path):
         assert name in COMMANDS
         compose("", [each for each in overrides if "=" in each])
     group = path.relative_to(CONF).parent.name
-    if group:
+    if group == "layout":
+        experiment, cluster = (re.search(rf"{each}=(\w+)", commands[0])[1] for each in ("experiment", "cluster"))
+        assert path.stem == f"{experiment}_{cluster}"
+    elif group:
         assert any(f"{group}={path.stem}" in command for command in commands)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent != CONF], ids=[n for n in NAMES if "/" in n])
+@pytest.mark.parametrize("path", CHOSEN, ids=[str(path.relative_to(CONF)) for path in CHOSEN])
 def test_every_option_composes_on_its_own_and_changes_what_it_says(path: Path):
     """An option that has no effect, because an experiment or the schema overrules it, would be a lie."""
     group = path.parent.name
@@ -117,6 +120,8 @@ def test_restates_no_default(path: Path):
         "distill/bielik_minitron.yaml": {"distill.temperature"},
         "optim/bielik_minitron.yaml": {"optim.weight_decay"},
         "experiment/bielik_minitron_7b.yaml": {"data.seq_length", "data.micro_batch_size"},
+        "experiment/smollm2.yaml": {"cluster.nodes"},
+        "experiment/tiny.yaml": {"cluster.nodes"},
         "parallel/single.yaml": {"parallel.tp", "parallel.pp"},
         "cluster/local.yaml": {"cluster.name"},
         "pipeline/compress.yaml": {"pipeline.stages"},
@@ -204,3 +209,18 @@ def test_built_in_shapes_are_those_of_the_checkpoints():
 def test_an_option_on_the_command_line_beats_the_experiments_choice():
     config = compose("bielik_minitron_7b", ["trainer=smoke", "optim.warmup_steps=2", "parallel=tp8", "prune=none"])
     assert (config.trainer.max_steps, config.parallel.tp, config.prune.target.num_layers) == (24, 8, None)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "tp"), [("dgx_h200", 1), ("slurm_h100", 4), ("slurm_bare", 4), ("helios_gh200", 2)]
+)
+def test_an_experiment_has_the_layout_that_a_cluster_wants(cluster: str, tp: int):
+    """Sixteen GPUs on each of them, as the report had; what the command line says of the layout comes first."""
+    choice = [f"cluster={cluster}"]
+    config = compose("bielik_minitron_7b", choice)
+    assert (config.parallel.tp, config.world_size) == (tp, 16)
+    assert compose("bielik_minitron_7b", [*choice, "parallel=tp2"]).parallel.tp == 2
+    assert compose("bielik_minitron_7b", [*choice, "parallel.tp=2"]).parallel.tp == 2
+    small = compose("tiny", choice)
+    assert (small.world_size, small.cluster.exclusive) == (1, False)
+    assert compose("tiny", [*choice, "parallel=tp2"]).world_size == 2

@@ -20,7 +20,7 @@ from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
 from bielik_nemo.errors import DataError, UserError
-from bielik_nemo.launch import code, command, executors, jobs, records
+from bielik_nemo.launch import code, command, executors, jobs, records, status
 from bielik_nemo.launch.jobs import ATTEMPTS, DIRECTORY, FAILED, FROM, Job
 from bielik_nemo.stages import GRAPH
 
@@ -43,6 +43,11 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
             ui.say(f"{name:<10} done before")
     if not left:
         return
+    if not config.launch.dry_run and (busy := status.busy(run_dir)):
+        raise UserError(
+            f"run.dir={config.run.dir}: found {len(busy)} jobs that have not ended, first {busy[0].stage} "
+            f"({busy[0].number}), allowed: none; bielik-nemo cancel run.dir={shlex.quote(config.run.dir)} ends them"
+        )
     planned = jobs.plan(replace(config, run=replace(config.run, dir=str(run_dir))), left)
     sent = code.ship(config.launch, run_dir / DIRECTORY / "code")
     told = f", {len(sent.changes)} files of it not committed" if sent.changes else ""

@@ -34,6 +34,12 @@ KINDS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one folder go to one process, which makes its fixtures once (`make test` has two processes)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).parts[0]))
+
+
 def _random_checkpoint(kind: str, directory: Path) -> None:
     """Random weights large enough that attention is far from uniform and logits spread by more than 1; norms off 1."""
     import torch

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from bielik_nemo import __version__
+from bielik_nemo import __version__, ui
 from bielik_nemo.artifacts import disk_full
 from bielik_nemo.config import STAGES, Config, compose
 from bielik_nemo.errors import ConfigError, Stopped, UserError
@@ -73,6 +73,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    ui.spare_warnings()
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

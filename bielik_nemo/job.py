@@ -37,6 +37,7 @@ ALONE += ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
 
 def main(path: str, name: str) -> None:
     """Run stage `name` of the frozen configuration at `path`, which is in the job's directory; ends the process."""
+    ui.spare_warnings()
     here, ranks, status = Path(path).parent, None, 1
     try:
         os.chdir(os.environ.get(FROM, "."))

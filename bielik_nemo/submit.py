@@ -49,6 +49,13 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
             f"({busy[0].number}), allowed: none; bielik-nemo cancel run.dir={shlex.quote(config.run.dir)} ends them"
         )
     planned = jobs.plan(replace(config, run=replace(config.run, dir=str(run_dir))), left)
+    for job in planned:
+        for name in job.needs:
+            if name not in left and not done(config, name, run_dir):
+                raise DataError(
+                    f"run.dir={run_dir}: {job.stage} needs {name}, which has not finished under this configuration; "
+                    f"submit `bielik-nemo {name}` or the whole pipeline with the same overrides first"
+                )
     sent = code.ship(config.launch, run_dir / DIRECTORY / "code")
     told = f", {len(sent.changes)} files of it not committed" if sent.changes else ""
     ui.say(f"code {sent.digest[:12]} of commit {sent.commit[:12] or 'unknown'}{told}")
@@ -82,7 +89,7 @@ def hand_over(planned: Sequence[Job], run_dir: Path, env: Mapping[str, str]) -> 
             (job.directory / name).unlink(missing_ok=True)
     number = len(records.identifiers(run_dir)) + 1
     with records.home(records.directory(run_dir)) as home, experiment(planned, number, home, env) as made:
-        made.run(detach=not waits)
+        made.run(detach=not waits, tail_logs=waits)
     if not waits:
         for each, job in zip(made.jobs, planned, strict=True):
             ui.say(f"{job.stage:<12} job {each.handle.rpartition('/')[2]}: {size(job)}")
@@ -168,6 +175,7 @@ def in_order(planned: Sequence[Job]) -> str:
     for job in planned:
         after = ":".join(f"${name}" for name in job.needs if name in names)
         dependency = f" --dependency=afterok:{after}" if after else ""
+        lines.append(f"rm -f {job.directory / ATTEMPTS} {job.directory / FAILED}")
         lines.append(f"{job.stage}=$(sbatch --requeue --parsable{dependency} {job.stage}.sh)")
         lines.append(f'echo "{job.stage} ${job.stage}"')
     return "\n".join(lines) + "\n"
@@ -175,5 +183,6 @@ def in_order(planned: Sequence[Job]) -> str:
 
 def size(job: Job) -> str:
     """What a job asks for, in words."""
-    gpus = f" x {job.gpus_per_node} GPUs" if job.gpus_per_node else ""
-    return f"{job.nodes} {'node' if job.nodes == 1 else 'nodes'}{gpus}, at most {job.time}"
+    nodes = f"{job.nodes} node{'s' * (job.nodes > 1)}"
+    gpus = f", {job.gpus_per_node} GPU{'s' * (job.gpus_per_node > 1)} each" if job.gpus_per_node else ""
+    return f"{nodes}{gpus}, at most {job.time}"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,6 +31,11 @@ def show(renderable: Any) -> None:
 
     if main_process():
         Console(file=_terminal).print(renderable)
+
+
+def spare_warnings() -> None:
+    """Leave out what says nothing to the person: torch warns of a package that it imports itself."""
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated", FutureWarning)
 
 
 def speak_to(stream: TextIO) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,8 @@ def home(path: Path) -> Iterator[Path]:
 
     NeMo-Run 0.11.1 asks for its home once, at import, for the lists of its schedulers; these are set here as well.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch, which comes with it, is not of one mind with pynvml
-        from nemo_run import config
-        from nemo_run.run.torchx_backend.schedulers import local, slurm
+    from nemo_run import config
+    from nemo_run.run.torchx_backend.schedulers import local, slurm
 
     before, lists = config.get_nemorun_home(), (slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS)
     path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from bielik_nemo import budget
+from bielik_nemo import budget, places
 from bielik_nemo.align import scoring
 from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
@@ -87,7 +87,15 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             local += _absent_models(config)
             errors += _models(config)
         if "grpo" in wanted and config.grpo.engine == "nemo_rl":
-            errors += [*nemo_rl.problems(config), *submission.problems(config)]
+            errors += nemo_rl.problems(config)
+            errors += [] if config.launch.executor else submission.nemo_rl(config)
+        if config.launch.executor:
+            errors += submission.problems(config)
+        if config.launch.executor == "slurm":
+            errors += [] if stages is None else places.no_slurm(config)
+            errors += places.other_architecture(config)
+            local += places.absent(config)
+            warnings += places.unmounted(config, wanted)
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)

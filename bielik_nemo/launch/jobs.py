@@ -94,7 +94,7 @@ def job(config: Config, name: str) -> Job:
         nodes=nodes,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
-        whole_nodes=cluster.exclusive and (gpus == devices or nodes > 1),
+        whole_nodes=cluster.exclusive and (gpus == devices or nodes > 1 or (gpus > 0 and cluster.gpus == "none")),
         time=config.launch.time.get(name, cluster.time),
         needs=tuple(needed(stage, config)),
     )

@@ -1,4 +1,4 @@
-"""Slurm jobs from the keys of `cluster`, by NeMo-Run's executor."""
+"""The Slurm job of NeMo-RL from the keys of `cluster`, by NeMo-Run's executor: a Ray cluster, not ranks of ours."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def executor(config: Config, job_dir: Path, env: Mapping[str, str]) -> SlurmExec
         env: set in the job, beside `cluster.env`.
 
     Raises:
-        ConfigError: see `submission.problems`.
+        ConfigError: see `submission.nemo_rl`.
     """
     from nemo_run import LocalTunnel, SlurmExecutor
 
-    if found := list(submission.problems(config)):
+    if found := list(submission.nemo_rl(config)):
         raise ConfigError("\n".join(found))
     cluster, run_dir = config.cluster, Path(config.run.dir).absolute()
     return SlurmExecutor(

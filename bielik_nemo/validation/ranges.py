@@ -91,6 +91,7 @@ POSITIVE = (
     "trainer.checkpoint_every",
     "trainer.keep_last",
     "cluster.nodes",
+    "launch.save_before",
     "export.max_shard_gib",
     "export.parity_tokens",
     "export.parity_tolerance",
@@ -107,10 +108,12 @@ NOT_NEGATIVE += (
     "sft.lora.rank",
     "merge.snapshots",
 )
-NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "prune.keep_first_layers")
+NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "cluster.price_per_gpu_hour", "launch.retries")
+NOT_NEGATIVE += ("prune.keep_first_layers",)
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
-POSITIVE_OR_NULL = ("cluster.devices_per_node", "prune.target.num_layers", "prune.target.hidden_size")
+POSITIVE_OR_NULL = ("cluster.devices_per_node", "cluster.cpus_per_task")
+POSITIVE_OR_NULL += ("prune.target.num_layers", "prune.target.hidden_size")
 POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "dpo.beta_rejected", "grpo.max_steps")
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
@@ -158,6 +161,11 @@ WORDS = {
     "grpo.rollouts": ("megatron", "vllm"),
     "grpo.normalization": ("answer", "constant", "tokens"),
     "merge.method": ("linear", "slerp"),
+    "cluster.architecture": ("x86_64", "aarch64"),
+    "cluster.gpus": ("gpus_per_node", "gres", "none"),
+    "cluster.container": ("none", "pyxis", "apptainer"),
+    "launch.executor": (None, "local", "torchrun", "slurm"),
+    "launch.changes": ("include", "refuse"),
     "prune.importance.batch_aggregation": ("l2", "mean", "var"),
     "prune.importance.seq_aggregation": ("mean", "l2", "var"),
     "prune.importance.layers": ("block_influence", "loss_increase", "contiguous_block"),
@@ -185,27 +193,31 @@ def problems(config: Config) -> Iterator[str]:
     for key, words in WORDS.items():
         value = view(config, [key])[key]
         if value not in words:
-            yield f"{key}: found {value!r}, allowed: {', '.join(words)}{nearest(value, words)}"
+            known = [word for word in words if word]
+            yield f"{key}: found {value!r}, allowed: {', '.join(known)}{nearest(value, known)}"
     for pair in config.distill.hidden_layers:
         if len(pair) != 2:
             yield f"distill.hidden_layers: found {pair}, allowed: pairs [student layer, teacher layer]"
-    paths = {"run.dir": config.run.dir, "model.source": config.model.source}
-    paths |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     for key, source in text_sources(config):
-        paths[f"{key}.path"] = source.path
         yield from _text_source(key, source)
     for key, source in chat_sources(config):
-        paths[f"{key}.path"] = source.path
         yield from _chat_source(key, source)
     for index, model in enumerate(config.merge.models):
-        paths[f"merge.models[{index}].path"] = model.path
         if not model.path.strip():
             yield f"merge.models[{index}].path: found {model.path!r}, allowed: text that is not blank"
         if not 0 <= model.weight < math.inf:
             yield f"merge.models[{index}].weight: found {model.weight}, allowed: zero or a positive number"
-    for key, path in paths.items():
+    for key, path in paths(config).items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
+
+
+def paths(config: Config) -> dict[str, str]:
+    """Every path that the configuration names, by its key."""
+    found = {"run.dir": config.run.dir, "model.source": config.model.source}
+    found |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
+    found |= {f"{key}.path": source.path for key, source in (*text_sources(config), *chat_sources(config))}
+    return found | {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
 
 
 def _text_source(key: str, source: TextSource) -> Iterator[str]:

@@ -90,7 +90,7 @@ def test_job_script_asks_for_what_is_configured():
         "#SBATCH --partition=plgrid-gpu-h200",
         "#SBATCH --nodes=2",
         "#SBATCH --gpus-per-node=8",
-        "#SBATCH --time=04:00:00",
+        "#SBATCH --time=24:00:00",
         "export CPUS_PER_WORKER=96",
         "export PYTHONPATH=/runs/minitron/grpo/nemo_rl/code",
         'COMMAND="${COMMAND:-bash /runs/minitron/grpo/nemo_rl/job.sh}"',

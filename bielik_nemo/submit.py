@@ -20,7 +20,7 @@ from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
 from bielik_nemo.errors import DataError, UserError
-from bielik_nemo.launch import code, command, executors, jobs, records, status
+from bielik_nemo.launch import code, command, executors, jobs, records, squeue, status
 from bielik_nemo.launch.jobs import ATTEMPTS, DIRECTORY, FAILED, FROM, Job
 from bielik_nemo.stages import GRAPH
 
@@ -89,7 +89,8 @@ def hand_over(planned: Sequence[Job], run_dir: Path, env: Mapping[str, str]) -> 
             (job.directory / name).unlink(missing_ok=True)
     number = len(records.identifiers(run_dir)) + 1
     with records.home(records.directory(run_dir)) as home, experiment(planned, number, home, env) as made:
-        made.run(detach=not waits, tail_logs=waits)
+        with all_or_none(made, records.submission(home, planned[0].config.run.name, number)):
+            made.run(detach=not waits, tail_logs=waits)
     if not waits:
         for each, job in zip(made.jobs, planned, strict=True):
             ui.say(f"{job.stage:<12} job {each.handle.rpartition('/')[2]}: {size(job)}")
@@ -100,6 +101,28 @@ def hand_over(planned: Sequence[Job], run_dir: Path, env: Mapping[str, str]) -> 
             failed = job.directory / FAILED
             why = failed.read_text(encoding="utf-8").strip() if failed.exists() else f"it crashed; logs are in {home}"
             raise UserError(f"{job.stage}: {why}")
+
+
+@contextlib.contextmanager
+def all_or_none(made: Experiment, record: Path) -> Iterator[None]:
+    """Where Slurm refuses a job, take back those before it, and the record of all.
+
+    Args:
+        made: with the jobs.
+        record: where NeMo-Run keeps it.
+
+    Raises:
+        UserError: what Slurm says.
+    """
+    from invoke import UnexpectedExit
+
+    try:
+        yield
+    except UnexpectedExit as error:
+        if queued := [job.handle.rpartition("/")[2] for job in made.jobs if job.handle]:
+            squeue.run("scancel", *queued)
+        shutil.rmtree(record)
+        raise UserError(f"{' '.join(error.result.stderr.split())}; none of the jobs is queued") from None
 
 
 @contextlib.contextmanager
@@ -144,8 +167,7 @@ def scripts(planned: Sequence[Job], home: Path, env: Mapping[str, str]) -> dict[
     """What sbatch would get for each job, by stage; the folders that the scripts name are made below `home`."""
     with records.home(home), experiment(planned, 1, home, env) as made:
         made.dryrun(log=False, delete_exp_dir=False)
-    name = planned[0].config.run.name
-    written = home / "experiments" / name / f"{name}_1"
+    written = records.submission(home, planned[0].config.run.name, 1)
     return {job.stage: (written / f"{job.stage}_sbatch.sh").read_text(encoding="utf-8") for job in planned}
 
 

@@ -151,3 +151,22 @@ def test_a_process_of_this_machine_that_fails_ends_the_chain(config, tmp_path, m
     with pytest.raises(UserError, match=told):
         submit.run(config, ["import_hf", "data"])
     assert ran.read_text().split() == ["import_hf", "data"]
+
+
+def test_one_that_slurm_refuses_takes_the_others_back(config, sbatch, tmp_path):
+    """The third of four is refused: the two before it are cancelled, the fourth never comes, no record is left."""
+    (sbatch.parent / "bin" / "sbatch").write_text(
+        f"""#!/bin/bash
+case "$*" in *score_sbatch*) echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1;; esac
+{SBATCH.format(log=sbatch)}"""
+    )
+    scancel = sbatch.parent / "bin" / "scancel"
+    scancel.write_text(f'#!/bin/bash\necho "$@" >{tmp_path / "cancelled"}\n')
+    scancel.chmod(0o755)
+    with pytest.raises(
+        UserError, match=r"^sbatch: error: invalid partition specified: gpu; none of the jobs is queued$"
+    ):
+        submit.run(config)
+    assert [stage for stage, _ in submitted(sbatch)] == ["import_hf", "data"]
+    assert (tmp_path / "cancelled").read_text() == "1 2\n"
+    assert records.identifiers(tmp_path / "run") == []

@@ -21,6 +21,11 @@ def identifiers(run_dir: Path) -> list[str]:
     return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
+def submission(home: Path, name: str, number: int) -> Path:
+    """Where NeMo-Run keeps the `number`th submission of the run `name`."""
+    return home / "experiments" / name / f"{name}_{number}"
+
+
 @contextlib.contextmanager
 def home(path: Path) -> Iterator[Path]:
     """NeMo-Run's home is this directory for the time of the block.

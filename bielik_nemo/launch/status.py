@@ -148,9 +148,9 @@ def _process(job: Handed, why: str) -> tuple[str, str]:
 
 
 def _queued(job: Handed, entry: Entry, earlier: Mapping[str, Standing]) -> tuple[str, str]:
-    if entry.reason == "Dependency":
-        missing = [name for name in job.needs if name in earlier and earlier[name].state != "done"]
-        return "waiting", f"for {', '.join(missing) or ', '.join(job.needs)}"
+    # Slurm gives the reason a moment later.
+    if missing := [name for name in job.needs if name in earlier and earlier[name].state != "done"]:
+        return "waiting", f"for {', '.join(missing)}"
     again = f"again after {entry.restarts} attempts; " if entry.restarts else ""
     start = f", expected to start {entry.start}" if entry.start else ""
     return "queued", f"{again}{entry.reason or entry.state}{start}"

@@ -47,7 +47,6 @@ class TestOneJob:
             (Entry("COMPLETING", used="1:05", nodes="n1"), ("running", "attempt 1, for 1:05 on n1")),
             (Entry("PENDING", reason="Resources", start="T"), ("queued", "Resources, expected to start T")),
             (Entry("PENDING", reason="BeginTime", restarts=2), ("queued", "again after 2 attempts; BeginTime")),
-            (Entry("PENDING", reason="Dependency"), ("waiting", "for prune")),
             (Entry("PENDING", reason="DependencyNeverSatisfied"), ("not run", "waits in vain: what it needs failed")),
             (DIED, ("not run", "ended in vain: what it needs failed")),
             (Entry("CANCELLED", used="0:30"), ("cancelled", "from outside")),
@@ -159,6 +158,8 @@ class TestChain:
         os.utime(tmp_path / "prune/manifest.json", (time.time() + 60,) * 2)
         chain = self.CHAIN | {"export": handed("export", "3", ("prune", "distill"))}
         entries = {"1": Entry("COMPLETED"), "2": Entry("RUNNING"), "3": Entry("PENDING", reason="Dependency")}
+        assert status.standings(tmp_path, chain, entries)[-1].words == "for distill"
+        entries |= {"3": Entry("PENDING")}  # Slurm has not looked at it yet
         assert status.standings(tmp_path, chain, entries)[-1].words == "for distill"
 
 

@@ -123,5 +123,5 @@ def _git(directory: Path) -> tuple[str, tuple[str, ...]]:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         if git("ls-files", "."):
             changes = git("-c", "core.quotePath=false", "status", "--porcelain", "--untracked-files=all", ".")
-            return git("rev-parse", "HEAD").strip(), tuple(changes.splitlines())
+            return git("rev-parse", "--revs-only", "HEAD").strip(), tuple(changes.splitlines())  # none yet: empty
     return "", ()

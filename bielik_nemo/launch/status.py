@@ -79,12 +79,13 @@ def standings(run_dir: Path, handed: Mapping[str, Handed], entries: Mapping[str,
     for name in GRAPH:
         job, manifest = handed.get(name), Manifest.read(run_dir / name)
         entry = entries.get(job.number) if job else None
+        number = job.number if job and job.slurm else ""
         if manifest is not None and counts(manifest, run_dir / name, job, entry):
             words = f"{manifest.seconds:.0f} s, begun {manifest.started}"
-            found[name] = Standing(name, "done", job.number if job else "", words)
+            found[name] = Standing(name, "done", number, words)
         elif job is not None:
             state, words = judge(job, entry, run_dir, found)
-            found[name] = Standing(name, state, job.number, words)
+            found[name] = Standing(name, state, number, words)
     return list(found.values())
 
 

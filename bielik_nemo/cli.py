@@ -201,17 +201,24 @@ def _run(command: str, config: Config, stage: str) -> int:
 
 
 def _check(config: Config) -> int:
-    from bielik_nemo import budget, preflight
+    from bielik_nemo import check, preflight
+    from bielik_nemo.check import layout, table
 
-    found = preflight.findings(config)
-    for finding in found:
-        print(f"{finding.level}: {finding.message}")
-    errors = sum(finding.level == "error" for finding in found)
+    costs, built, differing = preflight.costs(config), None, []
+    found = check.findings(config, costs)
+    if costs:
+        models = {"source": costs.source, "target": costs.target}
+        built = layout.build(models, config.parallel.tp, config.parallel.pp)
+        differing = list(layout.differences(built, models, config.parallel.tp, config.parallel.pp))
+    lines = [*(f"error: {line}" for line in differing), *(f"{each.level}: {each.message}" for each in found)]
+    errors = len(differing) + sum(finding.level == "error" for finding in found)
+    print(*lines, sep="\n", end="\n" if lines else "")
     if not errors and (shapes := preflight.candidates(config)):
         _show_candidates(config, shapes)
-    if costs := preflight.costs(config):
-        print(budget.table(config, costs))
-    print(f"{errors} errors, {len(found) - errors} warnings")
+    if costs:
+        stages = [name for name in config.pipeline.stages]
+        print(*table.lines(costs, check.needs(costs, stages, built.libraries), built), sep="\n")
+    print(f"{errors} errors, {len(lines) - errors} warnings")
     return 2 if errors else 0
 
 

@@ -1,7 +1,7 @@
 """What would stop a run, found before it starts: at once, offline, without torch, and all of it, not only the first.
 
-Adds the files to what `validation` says about the configuration alone: checkpoint, tokenizer, texts, run directory,
-disk and memory.
+Adds the files to what `validation` says about the configuration alone: checkpoint, tokenizer, texts, run directory
+and disk.
 """
 
 from __future__ import annotations
@@ -100,14 +100,13 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
             errors += _other_models(config, costs) if "merge" in wanted else ()
-            warnings += _memory(config, costs)
         warnings += _oddities(config)
     lines = [("error", line) for line in errors] + [("warning", line) for line in warnings]
     return [Finding(level, re.match(r"[\w.\[\]]*", line)[0], line) for level, line in lines]
 
 
 def costs(config: Config) -> budget.Budget | None:
-    """The budget, if the configuration is possible and the source's shape is known; of the search's first candidate."""
+    """The budget, if the configuration is possible and the source's shape is known."""
     return None if problems(config) else _costs(config, [], config.pipeline.stages)
 
 
@@ -361,16 +360,6 @@ def _disk(config: Config, costs: budget.Budget, wanted: Sequence[str]) -> Iterat
     if need > free:
         enough = f"at least about {budget.size_text(need)} (estimate)"
         yield f"run.dir: found {budget.size_text(free)} free at {there}, allowed: {enough}"
-
-
-def _memory(config: Config, costs: budget.Budget) -> Iterator[str]:
-    limit, need = config.cluster.gpu_memory_gib, sum(costs.memory.values()) / budget.GIB
-    if limit and need > limit:
-        largest = max(costs.memory, key=costs.memory.__getitem__)
-        yield (
-            f"cluster.gpu_memory_gib: found {limit:g}, allowed: at least about {need:.1f} (estimate, most of it "
-            f"{largest}); raise parallel.tp or parallel.pp, or lower data.micro_batch_size"
-        )
 
 
 def _oddities(config: Config) -> Iterator[str]:

@@ -12,6 +12,8 @@ import yaml
 
 import bielik_nemo
 from bielik_nemo import cli, pipeline, report
+from bielik_nemo.budget.ranks import ranks
+from bielik_nemo.check import layout
 from bielik_nemo.config import STAGES, compose
 from bielik_nemo.errors import DataError, Stopped
 
@@ -223,7 +225,18 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
         cli.main(["pipeline", "experiment=tiny"])
 
 
+@pytest.fixture
+def unbuilt(monkeypatch: pytest.MonkeyPatch):
+    """Megatron's models take a process and seconds; here they are what arithmetic says."""
+
+    def build(models, tp, pp):
+        return layout.Layout({name: [[rank] * tp for rank in ranks(each, tp, pp)] for name, each in models.items()}, 0)
+
+    monkeypatch.setattr(layout, "build", build)
+
+
 def test_check_prints_findings_and_budget(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Once with the models that Megatron builds."""
     assert cli.main(["check", "experiment=tiny", "pipeline=compress", f"run.dir={tmp_path}"]) == 0
     text = capsys.readouterr().out
     assert "255,424 parameters" in text and "163,136 parameters" in text
@@ -260,6 +273,7 @@ def test_scripts_are_the_commands(name: str):
     assert {path.stem for path in (ROOT / "recipes").glob("*.py")} == {*STAGES, "pipeline"}
 
 
+@pytest.mark.usefixtures("unbuilt")
 def test_check_lists_the_candidates_of_a_search(capsys: pytest.CaptureFixture[str]):
     """Offline, from model.shape alone; the shape that the report chose is one of them."""
     overrides = ["prune=auto", "prune.search.max_parameters=7.35e9", "prune.search.embeddings=once"]

@@ -312,16 +312,6 @@ def test_disk(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert of(config) == []
 
 
-def test_memory_is_a_warning_because_it_is_an_estimate(tmp_path: Path):
-    config = compose("bielik_minitron_7b", ["cluster.gpu_memory_gib=80"])
-    assert [line for line in of(config, "warning") if line.startswith("cluster.gpu_memory_gib")] == [
-        "cluster.gpu_memory_gib: found 80, allowed: at least about 121.9 (estimate, most of it KV cache); "
-        "raise parallel.tp or parallel.pp, or lower data.micro_batch_size"
-    ]
-    config.parallel.tp = 2
-    assert not [line for line in of(config, "warning") if line.startswith("cluster")]
-
-
 def test_oddities(config: Config):
     config.parallel.tp, config.cluster.nodes, config.cluster.devices_per_node = 2, 2, 1
     config.prune.target = compose().prune.target

@@ -161,6 +161,13 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)
 
 
+def trim() -> None:
+    """Give back what is free, where freed blocks are kept: after a stage, for what comes behind it in this process."""
+    if _enabled:
+        with contextlib.suppress(OSError, AttributeError):  # malloc_trim is glibc's
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def unwatched() -> contextlib.AbstractContextManager:
     """For a block in which nothing names a device: a quarter of the time in which a small model reads a token."""
     return torch._C.DisableTorchFunction() if _enabled else contextlib.nullcontext()

@@ -77,6 +77,7 @@ def reset_parallel_state() -> None:
     while _own:
         os.environ.pop(_own.popitem()[0], None)
     gc.collect()
+    cpu.trim()
 
 
 @contextlib.contextmanager

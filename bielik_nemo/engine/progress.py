@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 
 from bielik_nemo import ui
 from bielik_nemo.artifacts import write_text
-from bielik_nemo.engine import best
+from bielik_nemo.engine import best, memory
 
 _SPELT = {
     "loss": "loss {:.3f}",
@@ -80,6 +80,10 @@ class TrainingProgress(pl.Callback):
         self.held_out = held_out
         self.open = contextlib.ExitStack()
 
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Measure memory from before the model is built."""
+        memory.start()
+
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Open the bar; on resume keep the records of finished steps only; measure an untrained student."""
         step = trainer.global_step
@@ -107,6 +111,7 @@ class TrainingProgress(pl.Callback):
             measured["lr"] = self.lr
             measured["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))
             measured["tokens_per_second"] = round(rate, 1)
+            measured["peak_memory_gib"] = round(memory.fullest() / 2**30, 3)
             if self.peak:
                 measured["mfu"] = round(rate / self.peak, 4)
             self._record(trainer, module, **measured)

@@ -151,5 +151,5 @@ def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "
         f"top word the teacher's for {record['agreement']:.1%} of the last"
     )
-    measured = {key: record[key] for key in ("loss", "agreement", "tokens", "tokens_per_second")}
+    measured = {key: record[key] for key in ("loss", "agreement", "tokens", "tokens_per_second", "peak_memory_gib")}
     return measured | {"step": kept.step if kept else record["step"]}

@@ -183,5 +183,6 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         "kl": last["kl"],
         "tokens": last["tokens"],
         "tokens_per_second": last["tokens_per_second"],
+        "peak_memory_gib": last["peak_memory_gib"],
         "step": after["step"] if kept else last["step"],
     }

@@ -21,7 +21,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
 from bielik_nemo.engine.pretraining import PretrainingModel
-from bielik_nemo.engine.progress import read
+from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.stages import fit
 
 
@@ -56,11 +56,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     shape = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
     kept = fit.on_text(build(config, run_dir), settings(config), run_dir, "pretrain", shape)
-    before, last = _first_and_last(run_dir / "pretrain" / "metrics.jsonl")
+    metrics = run_dir / "pretrain" / "metrics.jsonl"
+    peak, (before, last) = last_step(metrics)["peak_memory_gib"], _first_and_last(metrics)
     before, after = before["held_out_loss"], kept.loss if kept else last["held_out_loss"]
     ui.say(f"  held-out loss {before:.3f} -> {after:.3f} nats per token")
     measured = {"held_out_loss_before": before, "held_out_loss": after, "tokens": last["tokens"]}
-    return measured | {"step": kept.step if kept else last["step"]}
+    return measured | {"peak_memory_gib": peak, "step": kept.step if kept else last["step"]}
 
 
 def _first_and_last(metrics: Path) -> tuple[dict[str, Any], dict[str, Any]]:

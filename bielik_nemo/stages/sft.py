@@ -174,6 +174,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         "loss": last["loss"],
         "tokens": last["tokens"],
         "tokens_per_second": last["tokens_per_second"],
+        "peak_memory_gib": last["peak_memory_gib"],
         "filled": batches["filled"],
         "step": kept.step if kept else last["step"],
     }

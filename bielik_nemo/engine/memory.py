@@ -33,7 +33,9 @@ def peak() -> int:
 
 
 def fullest() -> int:
-    """`peak` of the rank with the most; a collective of all, the same on every one."""
+    """`peak` of the rank with the most; a collective of all, where there are several, the same on every one."""
+    if distributed.world_size() == 1:
+        return peak()
     found = torch.tensor(peak(), device=distributed.device())
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return int(found)

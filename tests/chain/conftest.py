@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -69,13 +70,13 @@ class Chain:
 
     @staticmethod
     def result(run_dir: Path, stage: str) -> dict[str, Any]:
-        """Content of everything a stage leaves, except what tells the time: rates, seconds, the id of a save."""
+        """Content of everything a stage leaves, except what tells of time (rates, seconds, the id of a save) and memory."""
         found: dict[str, Any] = {}
         for name in Chain.manifest(run_dir, stage).outputs:
             path = run_dir / stage / name
             if path.name == "metrics.jsonl":
                 records = [json.loads(line) for line in path.read_text().splitlines()]
-                found[name] = [{k: v for k, v in r.items() if "second" not in k} for r in records]
+                found[name] = [{k: v for k, v in r.items() if not re.search("second|memory", k)} for r in records]
             elif path.name != ".metadata":
                 found[name] = path.read_bytes()
         assert {name.split("/")[0] for name in found} == set(GRAPH[stage].outputs)

@@ -33,10 +33,10 @@ class Results:
         return found[case]
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
-        """Records of a finished training run, without times."""
+        """Records of a finished training run, without times and memory."""
         assert self[f"distill {name}"] == "done"
         lines = (self.path / name / "metrics.jsonl").read_text().splitlines()
-        timed = {"seconds", "tokens_per_second"}
+        timed = {"seconds", "tokens_per_second", "peak_memory_gib"}
         return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
 
 

@@ -25,6 +25,8 @@ LAYOUTS = {
     "dp2": (1, 1),
     "pp4": (1, 4),
 }  # tensor and pipeline parallel size
+DIFFERS = ("tokens_per_second", "peak_memory_gib")
+"""Metrics that two runs of the same do not share."""
 STEPS, SEQ_LENGTH, BATCH = 6, 32, 4
 BLEND = {"train": "17", "other": "7"}  # training set -> samples of STEPS * BATCH
 HELD_OUT = 10 * SEQ_LENGTH  # tokens
@@ -499,7 +501,7 @@ class Layout:
         config.chat.held_out_tokens, config.distill.gate_max_loss = 60, 20.0
         _meet()
         found = sft.run(config, here)
-        self.record(f"sft {name}", {key: value for key, value in found.items() if key != "tokens_per_second"})
+        self.record(f"sft {name}", {key: value for key, value in found.items() if key not in DIFFERS})
 
     def packed(self) -> None:
         """All conversations in four full sequences are the first batch: every token's weight counts."""

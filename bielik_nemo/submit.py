@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bielik_nemo import artifacts, check, pipeline, preflight, ui
+from bielik_nemo import artifacts, check, pipeline, ui
 from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
@@ -35,7 +35,7 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
         UserError: what the user can mend; nothing is submitted then. A job of `local` or `torchrun` failed.
     """
     names = list(config.pipeline.stages if stages is None else stages)
-    (preflight if config.launch.dry_run else check).require(config, names)
+    check.require(config, names)
     run_dir = Path(config.run.dir).absolute()
     left = [name for name in names if not done(config, name, run_dir)]
     for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nemo_run import Script
 
-from bielik_nemo import preflight, submit
+from bielik_nemo import check, submit
 from bielik_nemo.config import Config, compose, load
 from bielik_nemo.errors import ConfigError, DataError, UserError
 from bielik_nemo.launch import command, records, status
@@ -28,7 +28,7 @@ def config(tmp_path, monkeypatch) -> Config:
     """The tiny chain up to the cut, for Slurm; files are not looked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # NeMo-Run hands it to what it starts
-    monkeypatch.setattr(preflight, "require", lambda config, stages: None)
+    monkeypatch.setattr(check, "require", lambda config, stages: None)
     overrides = ["launch=slurm", "cluster=slurm_bare", "cluster.account=me", "cluster.partition=gpu"]
     return compose("tiny", [*overrides, f"pipeline.stages=[{','.join(STAGES)}]", "parallel.tp=2", "run.dir=run"])
 

@@ -70,7 +70,7 @@ class Chain:
 
     @staticmethod
     def result(run_dir: Path, stage: str) -> dict[str, Any]:
-        """Content of everything a stage leaves, except what tells of time (rates, seconds, the id of a save) and memory."""
+        """Content of all that a stage leaves but what tells of time (rates, seconds, the id of a save) and memory."""
         found: dict[str, Any] = {}
         for name in Chain.manifest(run_dir, stage).outputs:
             path = run_dir / stage / name

@@ -43,7 +43,8 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
             ui.say(f"{name:<10} done before")
     if not left:
         return
-    if not config.launch.dry_run and (busy := status.busy(run_dir)):
+    # A dry run freezes the configuration as well, and jobs in the queue would take it for theirs.
+    if (not config.launch.dry_run or shutil.which("squeue")) and (busy := status.busy(run_dir)):
         raise UserError(
             f"run.dir={config.run.dir}: found {len(busy)} jobs that have not ended, first {busy[0].stage} "
             f"({busy[0].number}), allowed: none; bielik-nemo cancel run.dir={shlex.quote(config.run.dir)} ends them"

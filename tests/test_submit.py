@@ -66,6 +66,12 @@ def test_a_job_for_each_stage_after_those_that_it_needs(config, sbatch, tmp_path
         frozen = load(tmp_path / "run" / "launch" / "jobs" / stage / "config.yaml")
         assert frozen.run.dir == str(tmp_path / "run") and frozen.parallel.tp == 2
     assert records.identifiers(tmp_path / "run") == ["tiny_1"]
+    assert [(job.stage, job.number, job.needs) for job in records.handed(tmp_path / "run").values()] == [
+        ("import_hf", "1", ()),
+        ("data", "2", ("import_hf",)),
+        ("score", "3", ("import_hf", "data")),
+        ("prune", "4", ("import_hf", "score")),
+    ]
     said = capfd.readouterr().err
     assert "prune        job 4: 1 node, 1 GPU each, at most 24:00:00" in said
     assert f"bielik-nemo status run.dir={tmp_path / 'run'}" in said
@@ -96,9 +102,13 @@ def test_what_a_stage_needs_must_be_done_or_come_with_it(config, sbatch):
     assert not sbatch.exists()
 
 
-def test_a_run_with_jobs_takes_no_others(config, sbatch, monkeypatch):
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_run_with_jobs_takes_no_others(config, sbatch, monkeypatch, dry_run):
+    """A dry run would give them another configuration."""
+    monkeypatch.setattr(submit.shutil, "which", lambda program: f"/usr/bin/{program}")
     handed = records.Handed("data", "17", True, "", Path(), (), 0.0)
     monkeypatch.setattr(status, "busy", lambda run_dir: [handed])
+    config.launch.dry_run = dry_run
     with pytest.raises(UserError, match=r"run\.dir=run: found 1 jobs that have not ended, first data \(17\), allowed:"):
         submit.run(config)
     assert not sbatch.exists()

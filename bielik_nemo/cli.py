@@ -49,7 +49,7 @@ COMMANDS = {
     "submit": "the same as pipeline launch=slurm: a job for each stage that is not done, queued at once",
     "check": "what would fail, and an estimate of memory and GPU-hours; runs nothing",
     "status": "how far the jobs of a run are, and why one failed or never runs",
-    "logs": "what the job of a stage has printed (logs distill; default: of the one that failed, or came last)",
+    "logs": "what the job of a stage has printed (logs distill; default: the one that failed, runs, or was last)",
     "cancel": "end the jobs of a run that run or wait (cancel distill: that one, and what waits for it)",
     "report": "write report.html and report.json of a run, print its table",
 }

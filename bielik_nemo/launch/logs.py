@@ -14,7 +14,7 @@ SHOWN = 40
 
 
 def lines(run_dir: Path, stage: str = "") -> Iterator[str]:
-    """The output of a stage's job (default: of the first that failed, or else of the last that has printed anything).
+    """The output of a stage's job (default: the first that failed, was cancelled or runs, or the last of all).
 
     Raises:
         DataError: no job has printed anything.
@@ -29,7 +29,8 @@ def lines(run_dir: Path, stage: str = "") -> Iterator[str]:
     states = {each.stage: each.state for each in status.standings(run_dir, handed, entries)}
     printed = {name: attempts(job) for name, job in handed.items()}
     speaking = [name for name in states if printed.get(name) or states[name] == "failed"]
-    name = stage or next((name for name in speaking if states[name] == "failed"), (speaking or [""])[-1])
+    wanted = [name for state in ("failed", "cancelled", "running") for name in speaking if states[name] == state]
+    name = stage or [*wanted, *reversed(speaking), ""][0]
     if not name or not (printed[name] or others(handed[name], run_dir)):
         raise DataError(f"run.dir={run_dir}: found no output{f' of {stage}' * bool(stage)} yet")
     for path in printed[name]:

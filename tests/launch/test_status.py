@@ -245,6 +245,13 @@ class TestLogs:
         assert found[5:45] == ["set -x"] * 39 + ["srun: error: it broke"]
         assert found[45:] == [f"---- the end of {tmp_path}/prune/log.txt", "a library speaks"]
 
+    def test_the_one_that_failed_goes_before_the_one_that_came_last(self, tmp_path, chain):
+        chain |= {"11": Entry("CANCELLED", used="1:00"), "12": Entry("COMPLETED")}
+        finish(tmp_path, "distill")
+        os.utime(tmp_path / "distill/manifest.json", (time.time() + 60,) * 2)
+        write_text(tmp_path / "records" / "log-bielik-nemo-distill_12_0.out", "done\n")
+        assert next(logs.lines(tmp_path)).endswith("log-bielik-nemo-prune_11_0.out")
+
     def test_a_job_that_has_not_begun_and_one_that_is_none(self, tmp_path, chain):
         with pytest.raises(DataError, match="found no output of distill yet"):
             list(logs.lines(tmp_path, "distill"))

@@ -25,6 +25,7 @@ from bielik_nemo import artifacts, pipeline
 from bielik_nemo.config import Config, compose
 from bielik_nemo.engine import distributed
 from bielik_nemo.stages import sft
+from bielik_nemo.stages.nodes import known
 
 SET = "builtin:polish-corrections"
 WAYS = {"one conversation in a sequence": False, "packed": True}
@@ -70,7 +71,7 @@ def turn(config: Config, run_dir: Path, into: Measured) -> None:
         fdl.build(work)()
     finally:
         distributed.reset_parallel_state()
-    into.filled = sft.planned(config, run_dir).filled
+    into.filled = known(sft.planned(config, run_dir)).filled
     wall_and_cpu = [line.split() for line in times.read_text().splitlines()]
     into.seconds += [(float(wall), float(cpu)) for wall, cpu in wall_and_cpu[1:]]
 

@@ -110,6 +110,7 @@ class Manifest:
         outputs: files that were written, relative to the stage's directory.
         metrics: what the stage measured.
         seconds: wall time of all attempts that this process knows of.
+        changes: of the stage's task beside `config`, by whoever imported it; see recipes/task.py.
     """
 
     stage: str
@@ -124,6 +125,7 @@ class Manifest:
     version: str = __version__
     code: str = field(default_factory=lambda: code_version())
     packages: dict[str, str] = field(default_factory=lambda: package_versions())
+    changes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:

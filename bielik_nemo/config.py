@@ -174,9 +174,23 @@ def compose(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | P
     `config_dir` is the user's own folder of groups, searched after ours. Raises `ConfigError`: one line for each key
     that is unknown, mistyped or impossible. No file outside the configuration is looked at (see preflight.py).
     """
-    from bielik_nemo import composition, validation  # Hydra: only where something is composed
+    from bielik_nemo import composition  # Hydra: only where something is composed
 
-    config = composition.to_object(composition.compose_dict(recipe, overrides, config_dir))
+    return from_hydra(composition.compose_dict(recipe, overrides, config_dir))
+
+
+def from_hydra(composed: Any) -> Config:
+    """What Hydra composed, in this program or in another with `bielik_nemo_schema` in it, checked as `compose` does.
+
+    Args:
+        composed: OmegaConf's, the whole or the part of it that is ours.
+
+    Raises:
+        ConfigError: see `compose`.
+    """
+    from bielik_nemo import composition, validation
+
+    config = composition.to_object(composed)
     if problems := validation.problems(config):
         raise ConfigError("\n".join(problems))
     return config
@@ -184,18 +198,32 @@ def compose(recipe: str = "", overrides: Sequence[str] = (), config_dir: str | P
 
 def freeze(config: Config, path: str | Path) -> None:
     """Write every key as YAML, atomically. Stages and ranks read this file with `load`."""
+    write_text(Path(path), dump(config))
+
+
+def dump(config: Config) -> str:
+    """Every key as YAML."""
     import yaml
 
-    write_text(Path(path), yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def load(path: str | Path) -> Config:
     """Read what `freeze` wrote. Strict: `ConfigError` for a key that is missing, unknown or of another type."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, path: str) -> Config:
+    """Read what `dump` wrote, as `load` does; `path` is what errors call it."""
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     problems: list[str] = []
     config = keys.build(Config, values, "", problems)

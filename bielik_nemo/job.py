@@ -22,7 +22,7 @@ from bielik_nemo.config import Config
 from bielik_nemo.errors import Stopped, UserError
 from bielik_nemo.launch import code
 from bielik_nemo.launch.jobs import ATTEMPTS, FAILED, FROM
-from bielik_nemo.stages import GRAPH
+from bielik_nemo.stages import GRAPH, Stage
 
 if TYPE_CHECKING:
     from bielik_nemo.engine.rendezvous import Rendezvous
@@ -43,10 +43,7 @@ def main(path: str, name: str) -> None:
         os.chdir(os.environ.get(FROM, "."))
         config = configuration.load(path)
         ranks = rendezvous(config)
-        if ranks and ranks.place.rank:
-            follow(config, name, ranks)
-        else:
-            lead(config, name, ranks)
+        work(config, GRAPH[name], ranks)
         status = 0
     except Stopped as stopped:
         if GRAPH[name].trains and ui.main_process():
@@ -82,7 +79,15 @@ def rendezvous(config: Config) -> Rendezvous | None:
     return Rendezvous(of_slurm() if config.launch.executor == "slurm" else of_torchrun())
 
 
-def lead(config: Config, name: str, ranks: Rendezvous | None) -> None:
+def work(config: Config, stage: Stage, ranks: Rendezvous | None) -> None:
+    """Lead the others or follow, as this rank should; what these raise."""
+    if ranks and ranks.place.rank:
+        follow(config, stage, ranks)
+    else:
+        lead(config, stage, ranks)
+
+
+def lead(config: Config, stage: Stage, ranks: Rendezvous | None) -> None:
     """Run the stage as the pipeline does, with the other ranks, or with ranks of this machine where there are none.
 
     Raises:
@@ -95,17 +100,17 @@ def lead(config: Config, name: str, ranks: Rendezvous | None) -> None:
     def with_others(name: str, frozen: Path, log: Path, processes: int) -> dict[str, Any]:
         ranks.begin()
         with ui.library_output_to(log):
-            return GRAPH[name].run(configuration.load(frozen), run_dir)
+            return stage.run(configuration.load(frozen), run_dir)
 
     def alone(name: str, frozen: Path, log: Path, processes: int) -> dict[str, Any]:
         return worker.run_ranks(name, frozen, log, processes, lock)
 
-    with stopping.listening(config.trainer.max_hours), artifacts.locked(run_dir, name) as lock:
-        pipeline.run_stage(config, GRAPH[name], run_dir, with_others if ranks else alone)
+    with stopping.listening(config.trainer.max_hours), artifacts.locked(run_dir, stage.name) as lock:
+        pipeline.run_stage(config, stage, run_dir, with_others if ranks else alone)
         ui.say(f"report: {report.write(run_dir)}")
 
 
-def follow(config: Config, name: str, ranks: Rendezvous) -> None:
+def follow(config: Config, stage: Stage, ranks: Rendezvous) -> None:
     """Do this rank's part, if rank 0 finds that there is something to do.
 
     Raises:
@@ -117,8 +122,8 @@ def follow(config: Config, name: str, ranks: Rendezvous) -> None:
         if not ranks.begun():
             return
         run_dir, node = Path(config.run.dir), ranks.place.node
-        with ui.library_output_to(run_dir / name / (f"log.{node}.txt" if node else pipeline.LOG)):
-            GRAPH[name].run(config, run_dir)
+        with ui.library_output_to(run_dir / stage.name / (f"log.{node}.txt" if node else pipeline.LOG)):
+            stage.run(config, run_dir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def run(config: Config, stages: list[str] | None = None) -> None:
 def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
     """Digest of everything that decides a stage's result."""
     settings = configuration.view(config, stage.keys)
-    return artifacts.digest({"stage": stage.name, "version": stage.version, "config": settings, "inputs": inputs})
+    decisive = {"stage": stage.name, "version": stage.version, "config": settings, "inputs": inputs}
+    return artifacts.digest(decisive | ({"changes": dict(stage.changes)} if stage.changes else {}))
 
 
 def sources(config: Config, stage: Stage) -> dict[str, str]:
@@ -127,7 +129,8 @@ def finished(config: Config, stage: Stage, run_dir: Path) -> tuple[Manifest | No
     files = {path: _digest_source(path, SOURCE_FILES[stage.name], known.get(path)) for path in paths.values()}
     inputs = {name: artifacts.content_digest(files[path]) for name, path in paths.items()}
     for name in needed(stage, config):
-        upstream, *_ = finished(config, GRAPH[name], run_dir)
+        left = Manifest.read(run_dir / name)  # a task that was changed before it ran counts with its changes
+        upstream, *_ = finished(config, replace(GRAPH[name], changes=left.changes if left else {}), run_dir)
         if upstream is None:
             raise DataError(
                 f"run.dir={run_dir}: {stage.name} needs {name}, which has not finished under this configuration; "
@@ -187,6 +190,7 @@ def _work(config: Config, stage: Stage, run_dir: Path, start: Start, **known: An
             outputs=outputs,
             started=started.isoformat(timespec="seconds"),
             seconds=seconds,
+            changes=dict(stage.changes),
             **known,
         ).write(directory)
     return seconds

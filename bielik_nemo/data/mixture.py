@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bielik_nemo import artifacts, ui
-from bielik_nemo.config import Config
+from bielik_nemo.config import Data
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.data import blend
 from bielik_nemo.errors import DataError
@@ -73,11 +73,11 @@ def shares(
     return [share / sum(found) for share in found]
 
 
-def parts(config: Config, run_dir: Path, samples: int, seq_length: int) -> list[Part]:
+def parts(data: Data, run_dir: Path, samples: int, seq_length: int) -> list[Part]:
     """What a run of so many samples takes of each source, in the order of `data.sources`.
 
     Args:
-        config: its sources and weights.
+        data: its sources and weights.
         run_dir: of a run whose stage `data` has finished.
         samples: that are drawn.
         seq_length: tokens of each.
@@ -85,8 +85,8 @@ def parts(config: Config, run_dir: Path, samples: int, seq_length: int) -> list[
     Raises:
         DataError: a source that has a weight gets no sample.
     """
-    sources, rows = config.data.sources, artifacts.read_json(run_dir / "data" / SUMMARY)["sources"]
-    exact = shares(sources, config.data.language_weights, [row["tokens"] for row in rows])
+    sources, rows = data.sources, artifacts.read_json(run_dir / "data" / SUMMARY)["sources"]
+    exact = shares(sources, data.language_weights, [row["tokens"] for row in rows])
     found = []
     for index, (source, row, share) in enumerate(zip(sources, rows, exact, strict=True)):
         count = blend.shares(exact, samples)[index]
@@ -108,6 +108,11 @@ def paths(found: Sequence[Part]) -> list[str]:
     if len(drawn) == 1:
         return [drawn[0].prefix]
     return [word for part in drawn for word in (str(part.samples), part.prefix)]
+
+
+def drawn(data: Data, run_dir: str, samples: int) -> list[str]:
+    """`paths` of what a run of so many samples takes."""
+    return paths(parts(data, Path(run_dir), samples, data.seq_length))
 
 
 def announce(found: Sequence[Part]) -> None:

@@ -72,7 +72,7 @@ def _training_text(
 ) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """Samples `[n, seq_length]` of each training set, in the shares of training, and its row of the record."""
     settings, parts, rows = config.prune.calibration, [], []
-    for part in mixture.parts(config, run_dir, settings.samples, settings.seq_length):
+    for part in mixture.parts(config.data, run_dir, settings.samples, settings.seq_length):
         packed = blend.pack(datasets.documents(Path(part.prefix)), settings.seq_length, part.samples, on_sample)
         if len(packed.samples) < part.samples:
             text = f"the training text {part.name}"

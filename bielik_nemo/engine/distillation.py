@@ -17,7 +17,7 @@ import modelopt.torch.distill as mtd
 from megatron.core import parallel_state
 from megatron.core.utils import get_batch_on_this_cp_rank
 from nemo.collections import llm
-from nemo.collections.llm.gpt.model.base import gpt_data_step
+from nemo.collections.llm.gpt.model.base import HAVE_TE, gpt_data_step
 from nemo.collections.llm.modelopt.distill.model import DistillationGPTModel
 from nemo.collections.llm.modelopt.distill.utils import DistillationConfig, adjust_distillation_model_for_mcore
 from nv_one_logger.api.one_logger_provider import OneLoggerProvider
@@ -28,7 +28,7 @@ from bielik_nemo.engine import checkpoint, convert, datasets
 from bielik_nemo.engine import model as models
 from bielik_nemo.engine.criterion import HUNDREDTHS, Criterion, SumsReduction
 from bielik_nemo.engine.hidden_states import HiddenStates
-from bielik_nemo.errors import GateError
+from bielik_nemo.errors import ConfigError, GateError
 
 LOGITS = ("output_layer", "output_layer")
 
@@ -202,7 +202,14 @@ def train(model: DistillationModel, data: Any, trainer: Any, log: Any, resume: A
 
     Returns:
         This rank's student without wrappers; its sharded state dict leaves the teacher out.
+
+    Raises:
+        ConfigError: a sequence is to be split, and there is no Transformer Engine to do it.
     """
+    if (trainer.strategy.context_parallel_size > 1 or trainer.strategy.sequence_parallel) and not HAVE_TE:
+        raise ConfigError(
+            "parallel.cp, parallel.sequence_parallel: Transformer Engine is needed, which is not installed"
+        )
     # NeMo's telemetry has no exporter here, and leaves its complaints in the working directory.
     OneLoggerProvider.instance().force_disable_logging()
     asynchronous = trainer.strategy.async_save

@@ -1,6 +1,7 @@
 """NeMo's trainer, strategy, optimiser, data and logger for this configuration, as `nemo_run` configs.
 
 Every function returns a `run.Config`, whose fields can be changed like those of NeMo's own recipes before it is built.
+What depends on the machine, and numbers of steps or sequences that its caller does not know yet, are nodes of `later`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,14 @@ from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
 from nemo.collections.llm.gpt.data.pre_training import PreTrainingDataModule  # noqa: E402
-from nemo.collections.llm.gpt.model.base import HAVE_TE  # noqa: E402
 
-from bielik_nemo.engine import best, schedules  # noqa: E402
+from bielik_nemo.engine import best, later, schedules  # noqa: E402
 from bielik_nemo.engine.conversation_data import SampleData  # noqa: E402
-from bielik_nemo.engine.datasets import HeldOut, prefixes  # noqa: E402
+from bielik_nemo.engine.datasets import HeldOut  # noqa: E402
 from bielik_nemo.engine.guard import Guard  # noqa: E402
 from bielik_nemo.engine.progress import HeldOutSet, TrainingProgress  # noqa: E402
 from bielik_nemo.engine.resume import FILENAME, Checkpoints, Resume  # noqa: E402
 from bielik_nemo.engine.text_dataset import TextDataset  # noqa: E402
-from bielik_nemo.errors import ConfigError  # noqa: E402
 
 
 def held_out(config: Config, directory: Path) -> run.Config[HeldOut]:
@@ -50,8 +49,8 @@ def trainer(
     config: Config,
     metrics: Path,
     validation: run.Config[HeldOutSet],
-    flops_per_token: float = 0.0,
-    filled: float = 1.0,
+    flops_per_token: float | run.Config = 0.0,
+    filled: float | run.Config = 1.0,
 ) -> run.Config[nl.Trainer]:
     """`nl.Trainer` over `MegatronStrategy`, on GPUs where there are any; callbacks watch, measure and report.
 
@@ -61,16 +60,9 @@ def trainer(
         validation: what is measured beside training.
         flops_per_token: of one training step, from which MFU is known where the GPU's peak is; 0: it is not.
         filled: share of a batch's positions that hold text, in the mean.
-
-    Raises:
-        ConfigError: a sequence is to be split, and there is no Transformer Engine to do it.
     """
-    cuda = torch.cuda.is_available()
-    precision = config.trainer.precision
-    if (config.parallel.cp > 1 or config.parallel.sequence_parallel) and not HAVE_TE:
-        raise ConfigError(
-            "parallel.cp, parallel.sequence_parallel: Transformer Engine is needed, which is not installed"
-        )
+    precision, asynchronous = config.trainer.precision, config.trainer.async_checkpoints
+    peak = run.Config(later.peak, config.world_size, config.cluster.gpu_peak_tflops, flops_per_token)
     strategy = run.Config(
         nl.MegatronStrategy,
         tensor_model_parallel_size=config.parallel.tp,
@@ -81,17 +73,17 @@ def trainer(
         # torch's AdamW, used on CPU, keeps a scalar step per parameter that the distributed optimiser cannot save.
         ddp=run.Config(
             DistributedDataParallelConfig,
-            use_distributed_optimizer=cuda,
+            use_distributed_optimizer=run.Config(later.gpu),
             # Without a norm nobody else would see it; with one the guard can say more.
             check_for_nan_in_grad=config.optim.clip_grad == 0,
         ),
         gradient_as_bucket_view=True,
-        ckpt_async_save=cuda if config.trainer.async_checkpoints is None else config.trainer.async_checkpoints,
+        ckpt_async_save=run.Config(later.gpu) if asynchronous is None else asynchronous,
         replace_progress_bar=False,
     )
     return run.Config(
         nl.Trainer,
-        accelerator="gpu" if cuda else "cpu",
+        accelerator=run.Config(later.accelerator),
         num_nodes=config.cluster.nodes,
         devices=config.world_size // config.cluster.nodes,
         strategy=strategy,
@@ -115,27 +107,23 @@ def trainer(
             run.Config(
                 TrainingProgress,
                 path=str(metrics),
-                tokens_per_step=round(config.data.global_batch_size * config.data.seq_length * filled),
+                tokens_per_step=run.Config(later.tokens, config.data.global_batch_size, config.data.seq_length, filled),
                 log_every=config.trainer.log_every,
                 validate_every=config.trainer.validate_every,
                 held_out=validation,
-                peak=_peak(config, flops_per_token),
+                peak=peak,
                 best=str(metrics.parent / best.DIRECTORY) if config.trainer.keep_best else "",
             ),
         ],
     )
 
 
-def _peak(config: Config, flops_per_token: float) -> float:
-    """Tokens per second at the GPUs' full speed; 0: not known."""
-    known = flops_per_token and torch.cuda.is_available()
-    return config.world_size * config.cluster.gpu_peak_tflops * 1e12 / flops_per_token if known else 0.0
-
-
 def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
     """AdamW and its schedule; every batch has the same number of tokens, so that one factor adapts all rates."""
-    optim, tokens = config.optim, config.data.global_batch_size * config.data.seq_length
-    lr, min_lr = (schedules.adaptive(rate, tokens, optim.reference_tokens) for rate in (optim.lr, optim.min_lr))
+    optim, lr, min_lr = config.optim, config.optim.lr, config.optim.min_lr
+    if optim.reference_tokens is not None:
+        tokens = config.data.global_batch_size * config.data.seq_length
+        lr, min_lr = (schedules.adaptive(rate, tokens, optim.reference_tokens) for rate in (lr, min_lr))
     return run.Config(
         nl.MegatronOptimizerModule,
         config=run.Config(
@@ -147,18 +135,18 @@ def optimizer(config: Config) -> run.Config[nl.MegatronOptimizerModule]:
             adam_beta2=optim.beta2,
             clip_grad=optim.clip_grad,
             bf16=config.trainer.precision.startswith("bf16"),
-            use_distributed_optimizer=torch.cuda.is_available(),
+            use_distributed_optimizer=run.Config(later.gpu),
         ),
         lr_scheduler=schedules.schedule(optim, config.trainer.max_steps, min_lr),
     )
 
 
 def data(
-    config: Config, train: list[str], held_out: Path, tokenizer: Path, cache: Path
+    config: Config, train: list[str] | run.Config, held_out: Path, tokenizer: Path, cache: Path
 ) -> run.Config[PreTrainingDataModule]:
     """Megatron indexed datasets, blended by `mixture.paths`, through NeMo's resumable data module."""
     # NeMo asks for all three; from the last two nothing is drawn (see `trainer`), and any small dataset will do.
-    unused = [str(next(iter(prefixes(held_out).values())))]
+    unused = run.Config(later.any_dataset, str(held_out))
     return run.Config(
         PreTrainingDataModule,
         paths={"train": train, "validation": unused, "test": unused},
@@ -183,8 +171,8 @@ def _drawing(config: Config, tokenizer: Path) -> dict[str, Any]:
         "seq_length": config.data.seq_length,
         "micro_batch_size": config.data.micro_batch_size,
         "global_batch_size": config.data.global_batch_size,
-        "num_workers": 0 if not torch.cuda.is_available() else 2,
-        "pin_memory": torch.cuda.is_available(),
+        "num_workers": run.Config(later.loaders),
+        "pin_memory": run.Config(later.gpu),
         "seed": config.run.seed,
         "split": None,
     }
@@ -213,7 +201,13 @@ def logger(config: Config, directory: Path) -> run.Config[nl.NeMoLogger]:
     )
 
 
-def resume(weights: Path | None) -> run.Config[Resume]:
+def resume(weights: Path | run.Config | None) -> run.Config[Resume]:
     """Go on from this run's newest finished checkpoint, or start from given weights; None: the model's own."""
-    restore = None if weights is None else run.Config(nl.RestoreConfig, path=str(weights), load_artifacts=False)
+    given = str(weights) if isinstance(weights, Path) else weights
+    restore = None if given is None else run.Config(restored, path=given)
     return run.Config(Resume, resume_if_exists=True, restore_config=restore)
+
+
+def restored(path: str) -> nl.RestoreConfig | None:
+    """What NeMo wants to know of weights to start from; None: the model finds its own, where there is no path."""
+    return nl.RestoreConfig(path=path, load_artifacts=False) if path else None

@@ -197,3 +197,8 @@ def held_out_sources(directory: Path) -> list[dict[str, Any]]:
     there = datasets.prefixes(directory / "held_out")  # a source of which nothing is held out has no dataset
     sources = artifacts.read_json(directory / SUMMARY)["sources"]
     return [source for number, source in enumerate(sources) if chat.NAME.format(number) in there]
+
+
+def held_out_column(directory: str, name: str) -> list[Any]:
+    """One of the things that `held_out_sources` says, of each."""
+    return [source[name] for source in held_out_sources(Path(directory))]

@@ -20,6 +20,7 @@ from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
+from bielik_nemo.engine import later
 from bielik_nemo.engine.cached_distillation import CachedDataModule, CachedDistillationModel
 from bielik_nemo.engine.criterion import Criterion
 from bielik_nemo.engine.distillation import DistillationModel, TeacherGate
@@ -27,6 +28,7 @@ from bielik_nemo.engine.progress import last_step
 from bielik_nemo.engine.teacher_cache import TeacherCache
 from bielik_nemo.losses import PARTS
 from bielik_nemo.stages import fit, source_stage, teacher
+from bielik_nemo.stages.nodes import known
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Phase:
         name: of the stage.
         config: with the phase's own settings in their places.
         begins: stage with whose model the student begins.
-        student: shape of the student.
-        teacher: shape in which the source teaches.
+        student: shape of the student, read when it is built.
+        teacher: shape in which the source teaches, likewise.
         gate: what the source must show before it teaches.
         cached: whether the stage `teacher` has run the source for it.
     """
@@ -46,15 +48,15 @@ class Phase:
     name: str
     config: Config
     begins: str
-    student: Architecture
-    teacher: Architecture
+    student: run_.Config[Architecture]
+    teacher: run_.Config[Architecture]
     gate: run_.Config[TeacherGate]
     cached: bool = False
 
 
 def phase(config: Config, run_dir: Path) -> Phase:
     """The phase that this stage is."""
-    shapes = (Architecture.from_json(run_dir / name / "architecture.json") for name in ("prune", source_stage(config)))
+    shapes = (run_.Config(later.shape, str(run_dir / name)) for name in ("prune", source_stage(config)))
     gate, cached = teacher.gate(config, run_dir), "teacher" in config.pipeline.stages
     return Phase("distill", config, "prune", *shapes, gate, cached)
 
@@ -65,22 +67,15 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
 
 
 def task(phase: Phase, run_dir: Path) -> run_.Partial:
-    """Student, teacher or what it left, and text as a task; see `fit.task`.
-
-    Raises:
-        CheckpointError: the teacher's cache is not of this run.
-    """
+    """Student, teacher or what it left, and text as a task; see `fit.task`."""
     config = phase.config
     model, data = (_cached if phase.cached else _live)(phase, run_dir)
-    weights, streamed = run_dir / phase.begins / "megatron", run_dir / phase.begins / "hf"
-    restored = None
-    if streamed.is_dir():
-        model.student_hf = str(streamed)
-    elif config.distill.weights.hidden_state:
-        model.student_megatron = str(weights)
-    else:
-        restored = weights
-    flops = flops_per_token(None if phase.cached else phase.teacher, phase.student, config.data.seq_length)
+    begins = str(run_dir / phase.begins)
+    model.student_hf, weights = run_.Config(later.hf, begins), run_.Config(later.megatron, begins)
+    restored = weights
+    if config.distill.weights.hidden_state:
+        model.student_megatron, restored = weights, None
+    flops = run_.Config(flops_per_token, None if phase.cached else phase.teacher, phase.student, config.data.seq_length)
     return fit.task(config, run_dir, phase.name, model, data, restored, flops)
 
 
@@ -89,8 +84,8 @@ def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     config = phase.config
     model = run_.Config(
         DistillationModel,
-        student=run_.Config(Architecture, **asdict(phase.student)),
-        teacher=run_.Config(Architecture, **asdict(phase.teacher)),
+        student=phase.student,
+        teacher=phase.teacher,
         teacher_checkpoint=str(run_dir / source_stage(config) / "megatron"),
         gate=phase.gate,
         criterion=_criterion(phase),
@@ -106,10 +101,9 @@ def _live(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
 def _cached(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     """The student alone, and the text with what the stage `teacher` kept."""
     config = phase.config
-    TeacherCache(run_dir / "teacher").check(**teacher.origin(config, run_dir))
     model = run_.Config(
         CachedDistillationModel,
-        student=run_.Config(Architecture, **asdict(phase.student)),
+        student=phase.student,
         criterion=_criterion(phase),
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
@@ -122,6 +116,11 @@ def _cached(phase: Phase, run_dir: Path) -> tuple[run_.Config, run_.Config]:
     return model, data
 
 
+def check_cache(config: Config, run_dir: Path) -> None:
+    """Raise CheckpointError where the teacher's cache is not of this run."""
+    TeacherCache(run_dir / "teacher").check(**teacher.origin(config, run_dir))
+
+
 def _criterion(phase: Phase) -> run_.Config[Criterion]:
     settings = phase.config.distill
     return run_.Config(
@@ -129,23 +128,26 @@ def _criterion(phase: Phase) -> run_.Config[Criterion]:
         weights={name: weight for name, weight in asdict(settings.weights).items() if name in PARTS},
         temperature=settings.temperature,
         beta=settings.jensen_shannon_beta,
-        vocab_size=phase.student.vocab_size,
+        vocab_size=run_.Config(later.part, phase.student, "vocab_size"),
     )
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Carry this stage's phase out."""
-    return carry_out(phase(config, run_dir), run_dir)
+    return carry_out(phase(config, run_dir), run_dir, work)
 
 
-def carry_out(phase: Phase, run_dir: Path) -> dict[str, Any]:
+def carry_out(phase: Phase, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Train, or go on training, then keep the student's weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
         GateError: the teacher is not what it should be at step 0.
         CheckpointError: teacher, its cache, student or the run's own checkpoint cannot be loaded.
     """
-    kept = fit.on_text(task(phase, run_dir), phase.config, run_dir, phase.name, phase.student)
+    if phase.cached:
+        check_cache(phase.config, run_dir)
+    work, student = work or task(phase, run_dir), known(phase.student)
+    kept = fit.on_text(work, phase.config, run_dir, phase.name, student)
     record = last_step(run_dir / phase.name / "metrics.jsonl")
     ui.say(
         f"  loss {record['loss']:.4f} nats per token after {record['tokens']:,} tokens; "

@@ -18,27 +18,35 @@ import nemo_run as run_
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
-from bielik_nemo.stages import distill, source_stage
+from bielik_nemo.engine import later
+from bielik_nemo.stages import distill, fit, source_stage
 from bielik_nemo.stages import teacher as gates
 
 
 def phase(config: Config, run_dir: Path) -> distill.Phase:
     """The phase that this stage is."""
     own = config.distill_long
-
-    def longer(shape: Architecture) -> Architecture:
-        context = max(shape.max_position_embeddings, own.seq_length)
-        return replace(shape, rotary_base=own.rotary_base or shape.rotary_base, max_position_embeddings=context)
-
+    shapes = (run_.Config(later.shape, str(run_dir / name)) for name in ("distill", source_stage(config)))
     student, teacher = (
-        Architecture.from_json(run_dir / name / "architecture.json") for name in ("distill", source_stage(config))
+        run_.Config(change, each, own.seq_length, own.rotary_base)
+        for change, each in zip((longer, long_enough), shapes, strict=True)
     )
-    if own.seq_length > teacher.max_position_embeddings:
-        teacher = longer(teacher)
     config = config.paced_by(own)
     gate = gates.gate(config, run_dir)
     gate.expected_loss = None  # it was measured at another length
-    return distill.Phase("distill_long", config, "distill", longer(student), teacher, gate)
+    return distill.Phase("distill_long", config, "distill", student, teacher, gate)
+
+
+def longer(shape: Architecture, seq_length: int, rotary_base: float | None) -> Architecture:
+    """The shape with a context of at least so many tokens, and with another RoPE base where one is given."""
+    context = max(shape.max_position_embeddings, seq_length)
+    return replace(shape, rotary_base=rotary_base or shape.rotary_base, max_position_embeddings=context)
+
+
+def long_enough(shape: Architecture, seq_length: int, rotary_base: float | None) -> Architecture:
+    """The shape as it is where its context is enough, else `longer`."""
+    enough = seq_length <= shape.max_position_embeddings
+    return shape if enough else longer(shape, seq_length, rotary_base)
 
 
 def build(config: Config, run_dir: Path) -> run_.Partial:
@@ -46,6 +54,6 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     return distill.task(phase(config, run_dir), run_dir)
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Carry this stage's phase out."""
-    return distill.carry_out(phase(config, run_dir), run_dir)
+    return distill.carry_out(phase(config, run_dir), run_dir, work)

@@ -7,7 +7,6 @@ Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `batches.json` (what a
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
-from bielik_nemo.engine import training
+from bielik_nemo.engine import later, training
 from bielik_nemo.engine.guard import Guard
 from bielik_nemo.engine.held_out_pairs import HeldOutPairs
 from bielik_nemo.engine.preference import Preference, PreferenceModel, ReferenceGate
@@ -41,46 +40,42 @@ def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def settings(config: Config, found: Plan) -> Config:
-    """The configuration with this stage's pace in its places: the batch that NeMo draws is one of sequences."""
-    return fit.paced(config, "dpo", found.steps, found.sequences)
-
-
 def build(config: Config, run_dir: Path) -> run_.Partial:
-    """The task as NeMo-Run knows it; see `fit.task`.
-
-    Raises:
-        DataError: the references are not of this run's model, pairs and length.
-    """
-    reference.check(config, run_dir)
+    """The task as NeMo-Run knows it; see `fit.task`. The batch that NeMo draws is one of sequences."""
     planned, before = drawn(config, run_dir), run_dir / model_stage(config, "dpo")
-    found = plan(**planned)
-    paced = settings(config, found)
-    shape = Architecture.from_json(before / "architecture.json")
-    streamed, own, measured = before / "hf", config.dpo, held_out(config, run_dir, shape.vocab_size)
+    found = run_.Config(packed, **planned)
+    steps, sequences, filled = (run_.Config(later.part, found, name) for name in ("steps", "sequences", "filled"))
+    paced = fit.paced(config, "dpo", steps, sequences)
+    shape = run_.Config(later.shape, str(before))
+    own, measured = config.dpo, held_out(config, run_dir, run_.Config(later.part, shape, "vocab_size"))
     model = run_.Config(
         PreferenceModel,
-        architecture=run_.Config(Architecture, **asdict(shape)),
+        architecture=shape,
         preference=measured.preference,
         dtype=config.model.dtype,
         seq_length=own.seq_length,
         recompute=paced.trainer.recompute,
-        hf=str(streamed) if streamed.is_dir() else "",
+        hf=run_.Config(later.hf, str(before)),
     )
     dataset = run_.Config(PreferenceDataset, log_probs=measured.log_probs, **planned)
     data = training.samples(paced, dataset, run_dir / "preferences" / "train", run_dir / "import_hf" / "tokenizer")
     fdl.update_callable(data, PreferenceData)
-    flops, begins = flops_per_token(None, shape, own.seq_length), None if model.hf else before / "megatron"
-    work = fit.task(paced, run_dir, "dpo", model, data, begins, flops, measured, found.filled)
+    flops, begins = run_.Config(flops_per_token, None, shape, own.seq_length), run_.Config(later.megatron, str(before))
+    work = fit.task(paced, run_dir, "dpo", model, data, begins, flops, measured, filled)
     guard = next(each for each in work.trainer.callbacks if fdl.get_callable(each) is Guard)
     guard.floor = math.log(2)  # preferences that have been learned cost next to nothing: ten times that is no spike
     work.trainer.callbacks.append(run_.Config(ReferenceGate, own.gate_tolerance))
     return work
 
 
-def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutPairs]:
+def packed(**drawn: Any) -> Plan:
+    """`plan` under a name that a serialised task can tell, which a cached function has not."""
+    return plan(**drawn)
+
+
+def held_out(config: Config, run_dir: Path, vocab_size: int | run_.Config) -> run_.Config[HeldOutPairs]:
     """The run's held-out pairs, and the loss."""
-    own, sources = config.dpo, chat_sets.held_out_sources(run_dir / "preferences")
+    own, pairs = config.dpo, str(run_dir / "preferences")
     return run_.Config(
         HeldOutPairs,
         directory=str(run_dir / "preferences" / "held_out"),
@@ -98,12 +93,12 @@ def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[Held
             length_normalized=own.length_normalized,
             vocab_size=vocab_size,
         ),
-        sources=[each["name"] for each in sources],
-        languages=[each["language"] for each in sources],
+        sources=run_.Config(chat_sets.held_out_column, pairs, "name"),
+        languages=run_.Config(chat_sets.held_out_column, pairs, "language"),
     )
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
@@ -112,8 +107,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         DataError: there are no pairs, or the references are not of this run's model, pairs and length.
         GateError: the first loss is not ln 2, or a loss is not finite or far above the recent ones.
     """
+    reference.check(config, run_dir)
     found = plan(**drawn(config, run_dir))
-    pairs = found.batches.pairs
+    pairs, steps = found.batches.pairs, fit.steps(work, "dpo", found.steps)
     batches = {
         "pairs": len(pairs.usable),
         "pairs_per_step": config.dpo.global_batch_size,
@@ -121,16 +117,16 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         "filled": round(found.filled, 4),
         "cut": pairs.cut,
         "left_out": len(pairs) - len(pairs.usable),
-        "steps": found.steps,
-        "epochs": round(found.steps * config.dpo.global_batch_size / len(pairs.usable), 3),
+        "steps": steps,
+        "epochs": round(steps * config.dpo.global_batch_size / len(pairs.usable), 3),
     }
     ui.say(
         f"  {batches['pairs']:,} pairs, {batches['pairs_per_step']:,} a step in {found.sequences:,} sequences of "
-        f"{config.dpo.seq_length:,}, {found.filled:.1%} filled; {found.steps:,} steps, {batches['epochs']:.2f} epochs; "
+        f"{config.dpo.seq_length:,}, {found.filled:.1%} filled; {steps:,} steps, {batches['epochs']:.2f} epochs; "
         f"{batches['cut']:,} cut, {batches['left_out']:,} left out"
     )
     shape = Architecture.from_json(run_dir / model_stage(config, "dpo") / "architecture.json")
-    kept = fit.carry_out(build(config, run_dir), run_dir, "dpo", shape, {"batches.json": batches})
+    kept = fit.carry_out(work or build(config, run_dir), run_dir, "dpo", shape, {"batches.json": batches})
     records = [each for each in read(run_dir / "dpo" / "metrics.jsonl") if "held_out_loss" in each]
     last = last_step(run_dir / "dpo" / "metrics.jsonl")
     after = next((each for each in records if kept and each["step"] == kept.step), records[-1])

@@ -7,7 +7,7 @@ answer with its reward, a file for each rollout) and NeMo's logs in `nemo/`; unt
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
-from bielik_nemo.engine import training
+from bielik_nemo.engine import later, training
 from bielik_nemo.engine.grading import Grader
 from bielik_nemo.engine.guard import Guard
 from bielik_nemo.engine.held_out_tasks import HeldOutTasks
@@ -26,9 +26,10 @@ from bielik_nemo.engine.policy import Policy, PolicyModel
 from bielik_nemo.engine.policy_data import Numbers, PolicyData
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.engine.rollout_plan import plan
+from bielik_nemo.engine.rollout_plan import Plan, plan
 from bielik_nemo.engine.rollouts import Rollouts
 from bielik_nemo.stages import fit, model_stage
+from bielik_nemo.stages.nodes import configured
 
 ROLLOUTS = "rollouts"
 
@@ -48,23 +49,19 @@ def drawn(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def build(config: Config, run_dir: Path) -> run_.Partial:
-    """The task as NeMo-Run knows it; see `fit.task`.
-
-    Raises:
-        DataError: there are no tasks.
-    """
-    found, before = plan(**drawn(config, run_dir)), run_dir / model_stage(config, "grpo")
-    unit = config.grpo.micro_batch_size * config.data_parallel_size  # NeMo draws one micro-batch for each update
-    paced = fit.paced(config, "grpo", found.steps, unit)
-    shape = Architecture.from_json(before / "architecture.json")
-    streamed, own, measured = before / "hf", config.grpo, held_out(config, run_dir, shape.vocab_size)
-    architecture = run_.Config(Architecture, **asdict(shape))
+    """The task as NeMo-Run knows it; see `fit.task`."""
+    before, own = run_dir / model_stage(config, "grpo"), config.grpo
+    steps = run_.Config(later.part, run_.Config(planned, **drawn(config, run_dir)), "steps")
+    unit = own.micro_batch_size * config.data_parallel_size  # NeMo draws one micro-batch for each update
+    paced = fit.paced(config, "grpo", steps, unit)
+    shape = run_.Config(later.shape, str(before))
+    measured = held_out(config, run_dir, run_.Config(later.part, shape, "vocab_size"))
     model = run_.Config(
         PolicyModel,
-        architecture=architecture,
+        architecture=shape,
         preference=run_.Config(
             Policy,
-            vocab_size=shape.vocab_size,
+            vocab_size=measured.grader.vocab_size,
             temperature=own.temperature,
             normalization=own.normalization,
             max_tokens=own.max_answer_tokens,
@@ -75,13 +72,15 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         dtype=config.model.dtype,
         seq_length=own.seq_length,
         recompute=paced.trainer.recompute,
-        hf=str(streamed) if streamed.is_dir() else "",
+        hf=run_.Config(later.hf, str(before)),
     )
     tasks, tokenizer = run_dir / "tasks", run_dir / "import_hf" / "tokenizer"
-    numbers = run_.Config(Numbers, directory=str(tasks), count=found.steps * paced.data.global_batch_size)
+    numbers = run_.Config(
+        Numbers, directory=str(tasks), count=run_.Config(later.product, paced.trainer.max_steps, unit)
+    )
     data = training.samples(paced, numbers, tasks, tokenizer)
     fdl.update_callable(data, PolicyData)
-    flops, begins = flops_per_token(None, shape, own.seq_length), None if model.hf else before / "megatron"
+    flops, begins = run_.Config(flops_per_token, None, shape, own.seq_length), run_.Config(later.megatron, str(before))
     work = fit.task(paced, run_dir, "grpo", model, data, begins, flops, measured)
     guard = next(each for each in work.trainer.callbacks if fdl.get_callable(each) is Guard)
     guard.max_spike = None  # a loss about 0, of either sign, has no times
@@ -90,10 +89,10 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
             Rollouts,
             directory=str(run_dir / "grpo" / ROLLOUTS),
             drawn=drawn(config, run_dir),
-            settings=_configured(replace(own, sources=[])),
+            settings=configured(replace(own, sources=[])),
             grader=measured.grader,
             sampling=measured.sampling,
-            architecture=architecture,
+            architecture=shape,
             reference=str(before),
             dtype="bfloat16" if config.trainer.precision == "bf16-mixed" else config.model.dtype,
             seed=config.run.seed,
@@ -102,9 +101,14 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     return work
 
 
-def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[HeldOutTasks]:
+def planned(**drawn: Any) -> Plan:
+    """`plan` under a name that a serialised task can tell, which a cached function has not."""
+    return plan(**drawn)
+
+
+def held_out(config: Config, run_dir: Path, vocab_size: int | run_.Config) -> run_.Config[HeldOutTasks]:
     """The run's held-out tasks, and what answers and grades them."""
-    own, found = config.grpo, artifacts.read_json(run_dir / "tasks" / "summary.json")
+    own, tasks = config.grpo, str(run_dir / "tasks")
     return run_.Config(
         HeldOutTasks,
         file=str(run_dir / "tasks" / "held_out.jsonl"),
@@ -114,34 +118,36 @@ def held_out(config: Config, run_dir: Path, vocab_size: int) -> run_.Config[Held
             Grader,
             tokenizer=str(run_dir / "import_hf" / "tokenizer"),
             vocab_size=vocab_size,
-            terms=[_configured(source.rewards) for source in own.sources],
-            rewards=_configured(own.rewards),
+            terms=[configured(source.rewards) for source in own.sources],
+            rewards=configured(own.rewards),
             rollouts=own.rollouts,
             batch_size=own.rollout_batch_size,
         ),
         sampling=run_.Config(
             Sampling,
             max_tokens=own.max_answer_tokens,
-            stop_ids=tuple(found["stop_ids"]),
+            stop_ids=run_.Config(stop_ids, tasks),
             stop=tuple(own.stop),
             temperature=own.temperature,
             top_p=own.top_p,
             top_k=own.top_k,
             seed=config.run.seed,
         ),
-        sources=[source["name"] for source in found["sources"]],
+        sources=run_.Config(source_names, tasks),
     )
 
 
-def _configured(value: Any) -> Any:
-    """Settings as NeMo-Run's configs."""
-    if is_dataclass(value):
-        given = {each.name: _configured(getattr(value, each.name)) for each in fields(value)}
-        return run_.Config(type(value), **given)
-    return [_configured(each) for each in value] if isinstance(value, list) else value
+def stop_ids(directory: str) -> tuple[int, ...]:
+    """Tokens that end an answer, as the stage `tasks` found them."""
+    return tuple(artifacts.read_json(Path(directory) / "summary.json")["stop_ids"])
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def source_names(directory: str) -> list[str]:
+    """The sources that the stage `tasks` has read."""
+    return [source["name"] for source in artifacts.read_json(Path(directory) / "summary.json")["sources"]]
+
+
+def run(config: Config, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
@@ -151,7 +157,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         GateError: what samples is not what trains, rewards fail too often, or a loss is not finite.
     """
     own, found = config.grpo, plan(**drawn(config, run_dir))
-    rollouts = -(-found.steps // found.updates)
+    steps = fit.steps(work, "grpo", found.steps)
+    rollouts = -(-steps // found.updates)
     batches = {
         "tasks": len(found.tasks),
         "left_out": found.left_out,
@@ -159,16 +166,16 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         "answers_per_rollout": own.prompts_per_rollout * own.group_size,
         "updates_per_rollout": found.updates,
         "rollouts": rollouts,
-        "steps": found.steps,
+        "steps": steps,
         "epochs": round(rollouts * own.prompts_per_rollout / len(found.tasks), 3),
     }
     ui.say(
         f"  {len(found.tasks):,} tasks, {own.prompts_per_rollout:,} a rollout with {own.group_size} answers each, "
-        f"{found.updates:,} updates of it; {found.steps:,} steps, {batches['epochs']:.2f} epochs; "
+        f"{found.updates:,} updates of it; {steps:,} steps, {batches['epochs']:.2f} epochs; "
         f"{found.left_out:,} left out"
     )
     shape = Architecture.from_json(run_dir / model_stage(config, "grpo") / "architecture.json")
-    kept = fit.carry_out(build(config, run_dir), run_dir, "grpo", shape, {"batches.json": batches})
+    kept = fit.carry_out(work or build(config, run_dir), run_dir, "grpo", shape, {"batches.json": batches})
     records = [each for each in read(run_dir / "grpo" / "metrics.jsonl") if "held_out_reward" in each]
     last = last_step(run_dir / "grpo" / "metrics.jsonl")
     after = next((each for each in records if kept and each["step"] == kept.step), records[-1])

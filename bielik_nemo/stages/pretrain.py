@@ -10,7 +10,7 @@ Leaves `megatron/`, `architecture.json`, `metrics.jsonl`, `blend.json` (what it 
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bielik_nemo import ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget import flops_per_token
 from bielik_nemo.config import Config
+from bielik_nemo.engine import later
 from bielik_nemo.engine.pretraining import PretrainingModel
 from bielik_nemo.engine.progress import last_step, read
 from bielik_nemo.stages import fit
@@ -34,20 +35,20 @@ def settings(config: Config) -> Config:
 def build(config: Config, run_dir: Path) -> run_.Partial:
     """The task as NeMo-Run knows it, like that of `stages.distill.build`."""
     config, source = settings(config), run_dir / "import_hf"
-    shape = Architecture.from_json(source / "architecture.json")
+    shape = run_.Config(later.shape, str(source))
     model = run_.Config(
         PretrainingModel,
-        architecture=run_.Config(Architecture, **asdict(shape)),
+        architecture=shape,
         dtype=config.model.dtype,
         seq_length=config.data.seq_length,
         recompute=config.trainer.recompute,
     )
     data = fit.samples(config, run_dir, run_dir / "pretrain" / "index_cache")
-    flops = flops_per_token(None, shape, config.data.seq_length)
-    return fit.task(config, run_dir, "pretrain", model, data, source / "megatron", flops)
+    flops = run_.Config(flops_per_token, None, shape, config.data.seq_length)
+    return fit.task(config, run_dir, "pretrain", model, data, run_.Config(later.megatron, str(source)), flops)
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path, work: fit.Work | None = None) -> dict[str, Any]:
     """Train, or go on training, then keep the weights: the last, or by `trainer.keep_best` the best.
 
     Raises:
@@ -55,7 +56,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         GateError: the loss is not finite, or far above the recent ones.
     """
     shape = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
-    kept = fit.on_text(build(config, run_dir), settings(config), run_dir, "pretrain", shape)
+    kept = fit.on_text(work or build(config, run_dir), settings(config), run_dir, "pretrain", shape)
     metrics = run_dir / "pretrain" / "metrics.jsonl"
     peak, (before, last) = last_step(metrics)["peak_memory_gib"], _first_and_last(metrics)
     before, after = before["held_out_loss"], kept.loss if kept else last["held_out_loss"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Stage:
         trains: whether it uses all data-parallel ranks and goes on from what is in `RESUMED` when it was interrupted.
         gpu: whether it computes on a GPU where there is one.
         version: raised when its code changes the result for the same settings.
+        work: the task that it carries out, built; None: its own.
+        changes: how that differs from its own, see recipes/task.py; decides the result like `keys`.
     """
 
     name: str
@@ -46,10 +48,13 @@ class Stage:
     trains: bool = False
     gpu: bool = True
     version: int = 1
+    work: Callable[[], Any] | None = None
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, config: Config, run_dir: Path) -> dict[str, Any]:
         """Do the work on this rank; returns what it measured."""
-        return importlib.import_module(f"bielik_nemo.stages.{self.name}").run(config, run_dir)
+        module = importlib.import_module(f"bielik_nemo.stages.{self.name}")
+        return module.run(config, run_dir, self.work) if self.work else module.run(config, run_dir)
 
     def results(self, config: Config) -> tuple[str, ...]:
         """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere; of

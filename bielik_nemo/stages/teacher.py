@@ -27,14 +27,19 @@ from bielik_nemo.stages import fit, source_stage
 
 def gate(config: Config, run_dir: Path) -> run_.Config[TeacherGate]:
     """What the teacher must show on held-out text before it teaches."""
-    expected = Manifest.read(run_dir / "score")
     return run_.Config(
         TeacherGate,
         held_out=training.held_out(config, run_dir / "data" / "held_out"),
         max_loss=config.distill.gate_max_loss,
-        expected_loss=expected.metrics["source_loss"] if expected else None,
+        expected_loss=run_.Config(source_loss, str(run_dir / "score")),
         tolerance=config.distill.gate_tolerance,
     )
+
+
+def source_loss(directory: str) -> float | None:
+    """What the stage `score` measured of the source; None: it has not run."""
+    found = Manifest.read(Path(directory))
+    return found.metrics["source_loss"] if found else None
 
 
 def origin(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -67,10 +67,12 @@ def test_the_last_student_is_evaluated(longer):
 def test_shapes_of_a_longer_context(longer, chain):
     """Beyond the teacher's own 1024 both take the base; within it, only the student does."""
     from bielik_nemo.stages import distill_long
+    from bielik_nemo.stages.nodes import known
 
     for length, context, base in ((256, 1024, 1e6), (2048, 2048, 5e6)):
         config = chain.config(longer, STAGES, f"distill_long.seq_length={length}", "distill_long.rotary_base=5e6")
         phase = distill_long.phase(config, longer)
-        assert (phase.student.rotary_base, phase.student.max_position_embeddings) == (5e6, context)
-        assert (phase.teacher.rotary_base, phase.teacher.max_position_embeddings) == (base, context)
+        student, teacher = known(phase.student), known(phase.teacher)
+        assert (student.rotary_base, student.max_position_embeddings) == (5e6, context)
+        assert (teacher.rotary_base, teacher.max_position_embeddings) == (base, context)
         assert phase.gate.expected_loss is None and phase.gate.held_out.seq_length == length

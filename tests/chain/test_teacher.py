@@ -101,12 +101,12 @@ def test_a_cache_of_another_teacher_is_refused(chain, outcomes, tmp_path):
 
     run_dir, *_ = outcomes["never"]
     config = chain.config(run_dir, f"pipeline.stages=[{','.join(STAGES)}]")
-    distill.build(config, run_dir)
+    distill.check_cache(config, run_dir)
     config.run.seed = 2
     config.trainer.max_steps = 7
     message = r"samples: the cache has 24, this run wants 28; seed: the cache has 1234, this run wants 2"
     with pytest.raises(CheckpointError, match=message):
-        distill.build(config, run_dir)
+        distill.check_cache(config, run_dir)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_samples_tokens_and_epochs(tmp_path: Path):
     """Of 7 samples at 3:1 five and two (5.25 and 1.75), of 32 tokens: 160 of 40 are four epochs and 64 of 640
     are a tenth."""
     config = run(tmp_path, [40, 640], sources(("pl", 3), ("", 1)))
-    first, second = mixture.parts(config, tmp_path, 7, 32)
+    first, second = mixture.parts(config.data, tmp_path, 7, 32)
     assert (first.samples, first.tokens, first.epochs, first.share) == (5, 160, 4.0, 0.75)
     assert (second.samples, second.tokens, second.epochs, second.share) == (2, 64, 0.1, 0.25)
     paths = [str(tmp_path / "data" / "train" / name) for name in ("000", "001")]
@@ -63,17 +63,17 @@ def test_samples_tokens_and_epochs(tmp_path: Path):
 def test_a_source_too_small_for_a_sample(tmp_path: Path):
     """By size it is left out; with a weight of its own that is an error."""
     config = run(tmp_path, [1000, 1], sources(("", None), ("", None)))
-    assert [part.samples for part in mixture.parts(config, tmp_path, 10, 32)] == [10, 0]
-    assert mixture.paths(mixture.parts(config, tmp_path, 10, 32)) == [str(tmp_path / "data" / "train" / "000")]
+    assert [part.samples for part in mixture.parts(config.data, tmp_path, 10, 32)] == [10, 0]
+    assert mixture.paths(mixture.parts(config.data, tmp_path, 10, 32)) == [str(tmp_path / "data" / "train" / "000")]
     config.data.sources = sources(("", 1000), ("", 1))
     with pytest.raises(DataError, match=r"data\.sources\[1\]\.weight: found 1, which gives none of 10 samples"):
-        mixture.parts(config, tmp_path, 10, 32)
+        mixture.parts(config.data, tmp_path, 10, 32)
 
 
 def test_a_source_repeated_more_than_four_times_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ui, "_terminal", said := io.StringIO())
     config = run(tmp_path, [40, 39], sources(("", 1), ("", 1)))
-    mixture.announce(mixture.parts(config, tmp_path, 10, 32))
+    mixture.announce(mixture.parts(config.data, tmp_path, 10, 32))
     assert said.getvalue().splitlines() == [
         "   50.0% 40.txt: 160 tokens, 4.00 epochs",
         "   50.0% 39.txt: 160 tokens, 4.10 epochs",

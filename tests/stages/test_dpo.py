@@ -15,6 +15,7 @@ from bielik_nemo.engine.preference import ReferenceGate
 from bielik_nemo.engine.preference_data import plan
 from bielik_nemo.errors import ConfigError, DataError
 from bielik_nemo.stages import dpo, reference
+from bielik_nemo.stages.nodes import known
 
 
 def finish(directory: Path, fingerprint: str, outputs: dict[str, str]) -> None:
@@ -60,10 +61,10 @@ def test_epochs_are_steps_of_so_many_pairs(run_dir: Path, config: Config):
     With micro-batches of 3 there are three, the third of them empty: 24 of 36 positions hold a token.
     """
     config.dpo.epochs = 2.5
-    found = plan(**dpo.drawn(config, run_dir))
-    paced = dpo.settings(config, found)
-    assert (paced.trainer.max_steps, paced.data.global_batch_size, paced.data.seq_length) == (7, 2, 12)
-    assert (paced.optim.schedule, paced.optim.lr, found.places, found.filled) == ("constant", 5e-7, 2, 1.0)
+    found, work = plan(**dpo.drawn(config, run_dir)), dpo.build(config, run_dir)
+    data = work.data
+    assert [known(each) for each in (work.trainer.max_steps, data.global_batch_size, data.seq_length)] == [7, 2, 12]
+    assert (work.optim.config.lr, found.places, found.filled) == (5e-7, 2, 1.0)
     config.dpo.micro_batch_size, config.dpo.max_steps = 3, 5
     found = plan(**dpo.drawn(config, run_dir))
     assert (found.steps, found.sequences, found.filled) == (5, 3, pytest.approx(24 / 36))
@@ -72,18 +73,18 @@ def test_epochs_are_steps_of_so_many_pairs(run_dir: Path, config: Config):
 def test_all_steps_would_be_warm_up(run_dir: Path, config: Config):
     config.dpo.epochs, config.dpo.warmup_steps = 1, 3
     with pytest.raises(ConfigError, match=r"dpo.warmup_steps: found 3, allowed: less than the 3 steps of dpo"):
-        dpo.settings(config, plan(**dpo.drawn(config, run_dir)))
+        known(dpo.build(config, run_dir).trainer.max_steps)
 
 
 def test_the_task(run_dir: Path, config: Config):
     """Of the first source nothing is held out; the gate is there, and what is learned makes no spike."""
     work = dpo.build(config, run_dir)
     measured = next(each.held_out for each in work.trainer.callbacks if hasattr(each, "held_out"))
-    assert (measured.sources, measured.languages) == (["b.jsonl"], ["en"])
+    assert (known(measured.sources), known(measured.languages)) == (["b.jsonl"], ["en"])
     kinds = {fdl.get_callable(each): each for each in work.trainer.callbacks}
     assert kinds[ReferenceGate].tolerance == 0.02
     assert kinds[Guard].floor == pytest.approx(0.6931, abs=1e-4)
-    assert work.data.global_batch_size == work.data.dataset.batch // 2 == 2
+    assert known(work.data.global_batch_size) == work.data.dataset.batch // 2 == 2
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,10 @@ def test_references_of_something_else_are_refused(name: str, change, run_dir: Pa
     reference.check(config, run_dir)
     change(run_dir, config)
     with pytest.raises(DataError, match=rf"reference\.json: {name}: found .*, allowed: .*, of this run; run"):
-        dpo.build(config, run_dir)
+        dpo.run(config, run_dir)
 
 
 def test_there_are_no_references(run_dir: Path, config: Config):
     (run_dir / "reference" / "reference.json").unlink()
     with pytest.raises(DataError, match=r"reference\.json: No such file"):
-        dpo.build(config, run_dir)
+        dpo.run(config, run_dir)

@@ -1,0 +1,1 @@
+"""Configuration of this project: pkg://example_project.conf."""

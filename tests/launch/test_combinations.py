@@ -16,7 +16,7 @@ from bielik_nemo.launch import code
 from bielik_nemo.validation.shapes import source_architecture
 
 IMAGES = {"none": "", "pyxis": "nemo-x86_64.sqsh", "apptainer": "nemo-aarch64.sif"}
-CLUSTERS = ["local", "slurm_bare", "slurm_h100", "dgx_h200", "helios_gh200"]
+CLUSTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "cluster").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -153,6 +153,16 @@ class TestChain:
             "export": ("not run", "waits in vain: distill not run"),
         }
 
+    def test_without_slurm_what_the_directory_tells_is_told(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(records, "handed", lambda run_dir: self.CHAIN)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        finish(tmp_path, "prune")
+        first, *rest = status.lines(tmp_path)
+        assert first == "what Slurm has queued is not known here: squeue: not found; Slurm is not on this machine"
+        assert [line.split()[:2] for line in rest[:3]] == [
+            ["prune", "done"], ["distill", "unknown"], ["export", "unknown"],
+        ]  # fmt: skip
+
     def test_what_is_done_is_not_waited_for(self, tmp_path):
         finish(tmp_path, "prune")
         os.utime(tmp_path / "prune/manifest.json", (time.time() + 60,) * 2)

@@ -60,7 +60,7 @@ def paced(config: Config, stage: str) -> Config:
         return config
     found = config.paced_by(getattr(config, stage))
     if stage in ("dpo", "grpo"):  # how many sequences they fill is known later; the pipeline is taken to be full
-        enough = config.parallel.pp * found.data.micro_batch_size * config.data_parallel_size
+        enough = config.parallel.pp * found.data.micro_batch_size * copies(config)
         found = replace(found, data=replace(found.data, global_batch_size=enough))
     return found
 
@@ -97,6 +97,11 @@ def work(config: Config, stage: str, source: Architecture, target: Architecture)
     return model.get(stage)
 
 
+def copies(config: Config) -> int:
+    """Of the model; one also where a stage's nodes hold less than the layout of training asks for."""
+    return max(config.data_parallel_size, 1)
+
+
 def per_rank(of: Work, tp: int, pp: int, libraries: float = 0.0) -> list[dict[str, float]]:
     """Bytes of each part on every pipeline rank.
 
@@ -110,7 +115,7 @@ def per_rank(of: Work, tp: int, pp: int, libraries: float = 0.0) -> list[dict[st
     gpu, trains = config.cluster.gpu_memory_gib > 0, of.losses > 0
     if not trains:
         width = 2 if config.model.dtype == "bfloat16" else 4
-    sharers = config.data_parallel_size * config.parallel.cp if gpu else 1
+    sharers = copies(config) * config.parallel.cp if gpu else 1
     rows = config.data.micro_batch_size * config.data.seq_length / config.parallel.cp
     logits = rows * model.padded_vocab_size(tp) / tp * width
     teachers = ranks(of.teacher, tp, pp) if of.teacher else [None] * pp
@@ -157,7 +162,7 @@ def _kept(of: Work, layers: int, tp: int, pp: int, stage: int) -> float:
     whole = outside + (inside + scores) / tp
     if not of.losses:
         return whole  # a layer's, while it is computed
-    microbatches = config.data.global_batch_size // (config.data.micro_batch_size * config.data_parallel_size)
+    microbatches = config.data.global_batch_size // (config.data.micro_batch_size * copies(config))
     ahead = min(pp - stage, max(microbatches, 1))
     if config.trainer.recompute == "full":  # the input of every layer, and one layer that is computed again
         return ahead * layers * model.hidden_size + whole

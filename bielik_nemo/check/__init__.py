@@ -97,10 +97,20 @@ def _need(costs: Budget, job: Job, libraries: float) -> Need:
     flops = compute.flops(config, job.stage, costs.source, costs.target)
     if flops and peak and job.gpus_per_node:
         rate = peak * compute.ASSUMED_MFU * job.nodes * job.gpus_per_node / flops
-        read = compute.tokens(config, job.stage)
+        read = compute.tokens(config, job.stage) or _counted(config, job.stage)
         hours = None if read is None else read / rate / 3600
     manifest = Manifest.read(Path(config.run.dir) / job.stage)
     return Need(job, parts, rate, hours, manifest.metrics if manifest else {})
+
+
+def _counted(config: Config, stage: str) -> float | None:
+    """Tokens of a stage that trains for epochs, where its data are there; None: they are not."""
+    source = {"sft": "chat", "reference": "preferences", "dpo": "preferences"}.get(stage)
+    found = Manifest.read(Path(config.run.dir) / source) if source else None
+    if found is None or (stage == "dpo" and config.dpo.max_steps):
+        return None
+    epochs = 1 if stage == "reference" else getattr(config, stage).epochs
+    return epochs * found.metrics["train"]["tokens"]
 
 
 def require(config: Config, stages: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def _tokens(config: Config) -> Iterator[str]:
             yield f"{stage}  {count:,} tokens = {size} * {paced.data.seq_length:,}"
         else:
             often = f"{own.max_steps:,} steps" if own.max_steps else f"{own.epochs:g} epochs"
-            yield f"{stage}  {often}: its tokens are counted once they are there, not here"
+            yield f"{stage}  {often}: its tokens are known once its data are there"
 
 
 def _layout(config: Config, built: Layout) -> Iterator[str]:

@@ -42,11 +42,32 @@ def test_time_of_the_full_size():
     assert found["sft"].rate and found["sft"].hours is None  # epochs of nobody knows how many tokens
 
 
+def test_time_of_epochs_is_known_when_their_data_are_there(tmp_path: Path):
+    """3 epochs of a million tokens."""
+    (tmp_path / "chat").mkdir()
+    Manifest("chat", "", {}, {}, {}, {}, {"train": {"tokens": 10**6}}, "", 1.0).write(tmp_path / "chat")
+    found = of(full_size(f"run.dir={tmp_path}"))
+    assert found["sft"].hours == pytest.approx(3e6 / found["sft"].rate / 3600)
+    assert found["dpo"].hours is None
+
+
 def test_each_stage_has_its_own_nodes():
     """On half the GPUs twice the hours, and the optimizer is shared by half as many."""
     both, one = of(full_size())["distill"], of(full_size("launch.nodes={distill: 1}"))["distill"]
     assert one.gpus == 8 and one.hours == pytest.approx(2 * both.hours)
     assert one.memory["optimizer"] == 2 * both.memory["optimizer"]
+
+
+def test_a_layout_over_two_nodes():
+    """Scoring takes the 2 pipeline ranks alone, export all 16, distillation 32: 2 copies, which share the optimizer."""
+    found = of(full_size("cluster.nodes=4", "parallel.tp=8", "parallel.pp=2"))
+    assert {name: found[name].gpus for name in ("score", "export", "distill")} == {
+        "score": 2,
+        "export": 16,
+        "distill": 32,
+    }
+    trained = found["distill"].memory
+    assert trained["optimizer"] == trained["weights"] * 6 / 2
 
 
 @pytest.mark.parametrize("text, expected", [("00:01:30", 90), ("24:00:00", 86_400), ("2-01:00:00", 176_400)])
@@ -112,7 +133,7 @@ def test_the_table_says_what_is_exact_estimated_and_measured(tmp_path: Path):
     text = "\n".join(lines)
     assert "target  7,477,727,232 parameters (7,346,130,944 with one embedding matrix)" in text
     assert "distill  16,777,216,000 tokens = 8,000 steps * 512 sequences * 4,096" in text
-    assert "sft  3 epochs: its tokens are counted once they are there, not here" in text
+    assert "sft  3 epochs: its tokens are known once its data are there" in text
     assert "layout  tp 2, pp 2, cp 1, dp 4 on 16 ranks" in text
     assert sum("pipeline rank" in line for line in lines) == 2
     (row,) = [line.split() for line in lines if line.startswith("distill ") and " of " in line and "steps" not in line]

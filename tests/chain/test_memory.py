@@ -19,7 +19,7 @@ BATCH = ("data.global_batch_size=32", "data.micro_batch_size=32")  # so that act
 
 
 def test_the_estimate_of_tiny_is_within_a_tenth_of_the_peak(chain):
-    """Libraries 0.7 GiB; activations 3 layers * 32*128 rows * (6*64 + 4*128 + 5*96 + 4*4*128 = 3424) * 4 B: 0.16 GiB."""
+    """Libraries 0.7 GiB; of 3 layers * 32*128 rows * (6*64 + 4*128 + 5*96 + 4*4*128 = 3424) * 4 bytes: 0.16."""
     run_dir = chain.copy("memory", before="distill")
     overrides = ["experiment=tiny", *chain.overrides, f"run.dir='{run_dir}'", *BATCH]
     subprocess.run([sys.executable, "-c", COMMAND, "distill", *overrides], check=True, stdout=subprocess.DEVNULL)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bielik_nemo import preflight, submit
+from bielik_nemo import check, preflight, submit
 from bielik_nemo.config import Config, compose
 from bielik_nemo.launch import code
 from bielik_nemo.validation.shapes import source_architecture
@@ -59,7 +59,7 @@ def configured(machine: Path, experiment: str, cluster: str) -> Config:
 @pytest.mark.parametrize("experiment", ["tiny", "smollm2", "bielik_minitron_7b"])
 def test_composes_checks_and_dry_runs(machine: Path, experiment: str, cluster: str, capfd: pytest.CaptureFixture):
     config = configured(machine, experiment, cluster)
-    assert [each.message for each in preflight.findings(config) if each.level == "error"] == []
+    assert [each.message for each in check.findings(config, preflight.costs(config)) if each.level == "error"] == []
     submit.run(config)
     stages = config.pipeline.stages
     if cluster == "local":

@@ -1,8 +1,8 @@
-"""An experiment as functions that return NeMo-Run tasks."""
+"""An experiment as functions that return NeMo-Run tasks.
 
-from __future__ import annotations
+Annotations are types and not text here: NeMo-Run's command line (0.11.1) reads arguments of factories by them.
+"""
 
-from collections.abc import Sequence
 from typing import Optional
 
 import nemo_run as run
@@ -19,7 +19,7 @@ class Recipe:
         run_dir: where the run lives; "": where the experiment has it.
         num_nodes: of stages that train; None: the experiment's.
         num_gpus_per_node: of the same; None: the experiment's.
-        overrides: Hydra's, such as `optim.lr=1e-4` or `cluster=helios_gh200`; paths in them absolute.
+        overrides: Hydra's, such as `optim.lr=1e-4` or `cluster=helios_gh200`; paths in them absolute; None: none.
 
     They raise ConfigError: one line for each key that is unknown, mistyped or impossible.
     """
@@ -37,21 +37,20 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> Config:
         """What all tasks are made of."""
         given = {"run.dir": f"'{run_dir}'" if run_dir else None}
         given |= {"cluster.nodes": num_nodes, "cluster.devices_per_node": num_gpus_per_node}
-        return compose(
-            self.experiment, [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        )
+        named = [f"{key}={value}" for key, value in given.items() if value is not None]
+        return compose(self.experiment, [*(overrides or []), *named])
 
     def prune(
         self,
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> run.Partial:
         """Remove the least important layers and channels; needs `import_hf`, `data` and `score`."""
         return task.computing(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "prune")
@@ -61,7 +60,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> task.Task:
         """Train the pruned model on the source's logits; needs `prune`."""
         return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "distill")
@@ -71,7 +70,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> task.Task:
         """Train on the answers of conversations; needs `chat`."""
         return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "sft")
@@ -81,7 +80,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> task.Task:
         """Train on preferences; needs `preferences` and `reference`."""
         return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "dpo")
@@ -91,7 +90,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> task.Task:
         """Train on verifiable rewards; needs `tasks`."""
         return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "grpo")
@@ -101,7 +100,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> run.Partial:
         """Write the newest model of the pipeline as a Hugging Face checkpoint."""
         return task.computing(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "export")
@@ -111,7 +110,7 @@ class Recipe:
         run_dir: str = "",
         num_nodes: Optional[int] = None,
         num_gpus_per_node: Optional[int] = None,
-        overrides: Sequence[str] = (),
+        overrides: Optional[list[str]] = None,
     ) -> run.Partial:
         """Run all stages of `pipeline.stages` on one machine."""
         return task.whole(self.config(run_dir, num_nodes, num_gpus_per_node, overrides))

@@ -12,6 +12,7 @@ import fiddle as fdl
 import nemo_run as run
 import pytest
 from nemo_run.cli.api import resolve_factory
+from nemo_run.cli.cli_parser import parse_factory
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from bielik_nemo import config as configuration
@@ -107,3 +108,6 @@ def test_nemo_runs_command_line_knows_them():
             found = resolve_factory(target, f"bielik_minitron_7b_{name}")(run_dir=str(NOWHERE), overrides=GIVEN)
             assert fdl.get_callable(found) is target
     assert resolve_factory(task.train, "smollm2_distill").wrapped == smollm2.distill
+    line = "bielik_minitron_7b_prune(run_dir=/x, num_nodes=4, overrides=['optim.lr=1e-4'])"
+    config = parse_factory(task.run_stage, "", task.run_stage, line).config
+    assert (config.run.dir, config.cluster.nodes, config.optim.lr) == ("/x", 4, 1e-4)

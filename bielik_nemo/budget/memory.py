@@ -2,9 +2,9 @@
 
 Parameters are exact (see ranks.py). The rest is an estimate, by these rules:
 
-- Weights: bf16 in mixed precision, else float32. Gradients: float32. Optimizer: two Adam moments, and in mixed
-  precision a master copy, all float32; on GPUs data-parallel ranks share them out. A frozen model (LoRA) has both of
-  its adapters alone.
+- Weights: bf16 in mixed precision, else float32. Gradients: float32, and the vocabulary's once more, as it comes out of
+  backward. Optimizer: two Adam moments, and in mixed precision a master copy, all float32; on GPUs data-parallel ranks
+  share them out. A frozen model (LoRA) has gradients and moments of its adapters alone.
 - Activations: what backward keeps of a layer. On GPUs as in arXiv 2205.05198 section 4 for a gated FFN, grouped queries
   and an attention without s x s matrices: 4h + (2nd + 2gd + 3f) / tp elements of a token. Megatron's own layers, which
   a CPU has, keep what goes into each of their steps, and the softmax: 6h + (4nd + 5f + ns) / tp. It is 4ns there, as
@@ -125,7 +125,7 @@ def per_rank(of: Work, tp: int, pp: int, libraries: float = 0.0) -> list[dict[st
         trained = trains * (own if of.lora is None else _adapters(model, of.lora, rank["num_layers"]) / tp)
         parts = {
             "weights": (own + (trained if of.lora else 0)) * width,
-            "gradients": trained * 4,
+            "gradients": trained * 4 + (trained == own) * max(rank["embedding"], rank["output"]) * width,
             "optimizer": trained * (12 if width == 2 else 8) / sharers,
             "activations": rows * width * _kept(of, rank["num_layers"], tp, pp, stage),
             "logits": 0.0,

@@ -25,14 +25,14 @@ def ranks(config: Config, source: Architecture, target: Architecture):
 
 
 def test_in_fp32_on_a_cpu(ranks):
-    """Weights 4 bytes, gradients 4, Adam 8. Logits: 3 * 20 rows * 128 * 4 = 30,720, and chunks.
+    """Weights 4 bytes, gradients 4 and those of 1024 twice, Adam 8. Logits: 3 * 20 rows * 128 * 4 = 30,720, and chunks.
 
     Activations: 20 rows * 1 layer * (6*8 + 4*2*4 + 5*8 + 4 copies * 2 heads * 10 tokens = 200) * 4 bytes = 16,000.
     """
     assert ranks("distill", 5.0) == [
         {
             "weights": 9824,
-            "gradients": 9824,
+            "gradients": 9824 + 4096,
             "optimizer": 19_648,
             "activations": 16_000,
             "logits": 30_720 + CHUNKS[False],
@@ -54,7 +54,7 @@ def test_in_bf16_split_over_gpus(config: Config, source: Architecture, ranks):
     first, last = ranks("pretrain")
     assert first == {
         "weights": 2 * 1616,
-        "gradients": 4 * 1616,
+        "gradients": 4 * 1616 + 2 * 1024,
         "optimizer": 6 * 1616,
         "activations": 4160,
         "logits": 0,
@@ -141,11 +141,12 @@ def test_sampling_takes_a_cache_where_activations_are_not(config: Config, ranks)
 
 def test_full_size():
     """Per H200: 7,477,727,232 * (2 + 4 + 12/16) + 11,168,796,672 * 2 = 7.2812e10; logits 3 * 4096 * 32128 * 2 = 7.896e8
-    and 0.336e9 of chunks; activations 40 * 4096 * (16384 + 128*80 + 3*11264 = 60416) * 2 = 1.9797e10; 3 GiB: 90.3 GiB.
+    and 0.336e9 of chunks; activations 40 * 4096 * (16384 + 128*80 + 3*11264 = 60416) * 2 = 1.9797e10; 3 GiB; of
+    the vocabulary's gradient 32128 * 4096 * 2: 90.5 GiB.
 
     GRPO: weights and reference 7,477,727,232 * (4 + 4 + 12/16) = 6.5430e10; logits 2 * 8192 * 32128 * 2 = 1.0528e9; 64
     answers of 6144 tokens in the cache, 40 * 2 * 1024 * 2 bytes each: 6.4425e10, where nothing is kept for activations:
-    with chunks and 3 GiB 125.2 GiB.
+    with chunks, 3 GiB and that gradient 125.5 GiB.
     """
     config = compose("bielik_minitron_7b", ["cluster=dgx_h200"])
     source = source_architecture(config)
@@ -154,4 +155,4 @@ def test_full_size():
         stage: sum(memory.fullest(memory.per_rank(memory.work(config, stage, *shapes), 1, 1)).values()) / GIB
         for stage in ("distill", "grpo")
     }
-    assert sums == {"distill": pytest.approx(90.3, abs=0.05), "grpo": pytest.approx(125.2, abs=0.05)}
+    assert sums == {"distill": pytest.approx(90.54, abs=0.01), "grpo": pytest.approx(125.47, abs=0.01)}

@@ -78,13 +78,13 @@ def test_seconds(text: str, expected: int):
 @pytest.mark.parametrize(
     "gib, level, end",
     [
-        (101, None, ""),  # 90.3 of 101: 89 %
-        (100, "warning", "and distill needs about 90.3 GiB (estimate, most of it gradients): 90% of it"),
-        (90, "error", "but distill needs about 90.3 GiB (estimate, most of it gradients); raise parallel.tp or"),
+        (101, None, ""),  # 90.5 of 101: 89.6 %
+        (100, "warning", "and distill needs about 90.5 GiB (estimate, most of it gradients): 91% of it"),
+        (90, "error", "but distill needs about 90.5 GiB (estimate, most of it gradients); raise parallel.tp or"),
     ],
 )
 def test_memory_warns_when_it_is_scarce_and_refuses_what_does_not_fit(gib: int, level: str | None, end: str):
-    """90.3 GiB: tests/budget/test_memory.py."""
+    """90.5 GiB: tests/budget/test_memory.py."""
     config = full_size("pipeline=compress", f"cluster.gpu_memory_gib={gib}")
     found = memory_of(config)
     if level is None:

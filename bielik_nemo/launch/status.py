@@ -106,7 +106,7 @@ def judge(job: Handed, entry: Entry | None, run_dir: Path, earlier: Mapping[str,
         earlier: stages before it.
     """
     here = run_dir / DIRECTORY / "jobs" / job.stage
-    why = (here / FAILED).read_text(encoding="utf-8").strip() if (here / FAILED).exists() else ""
+    why = "; ".join(text(here / FAILED).splitlines())
     logs = f"see bielik-nemo logs {job.stage}"
     ended = [
         f"{name} {earlier[name].state}" for name in job.needs if name in earlier and earlier[name].state in HOPELESS
@@ -118,20 +118,16 @@ def judge(job: Handed, entry: Entry | None, run_dir: Path, earlier: Mapping[str,
     if entry is None:
         return ("failed", why) if why else ("unknown", f"Slurm does not know it, and it has left no result; {logs}")
     if entry.state in squeue.WORKING:
-        return (
-            "running",
-            f"attempt {entry.restarts + 1}, for {entry.used} on {entry.nodes}{progress(run_dir / job.stage)}",
-        )
+        where = f"for {entry.used} on {entry.nodes}{progress(run_dir / job.stage)}"
+        return "running", f"attempt {entry.restarts + 1}, {where}"
     if entry.reason == "DependencyNeverSatisfied" or (entry.ended and ended and entry.used in ("", "0:00", "00:00:00")):
         return "not run", f"{'ended' if entry.ended else 'waits'} in vain: {', '.join(ended) or 'what it needs failed'}"
     if not entry.ended:
         return _queued(job, entry, earlier)
     if entry.state == "CANCELLED":
-        asked = (here / CANCELLED).exists() and (here / CANCELLED).read_text(encoding="utf-8").strip() == job.number
-        return (
-            "cancelled",
-            "by bielik-nemo cancel" if asked else f"from outside{f', by user {entry.by}' * bool(entry.by)}",
-        )
+        if text(here / CANCELLED) == job.number:
+            return "cancelled", "by bielik-nemo cancel"
+        return "cancelled", f"from outside, by user {entry.by}" if entry.by else "from outside"
     if entry.state == "COMPLETED":
         return "failed", f"ended well, but without a result; {logs}"
     if entry.state == "TIMEOUT":
@@ -155,6 +151,11 @@ def _queued(job: Handed, entry: Entry, earlier: Mapping[str, Standing]) -> tuple
     again = f"again after {entry.restarts} attempts; " if entry.restarts else ""
     start = f", expected to start {entry.start}" if entry.start else ""
     return "queued", f"{again}{entry.reason or entry.state}{start}"
+
+
+def text(path: Path) -> str:
+    """What stands in a small file; nothing where it is not there."""
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def progress(directory: Path) -> str:

@@ -83,9 +83,9 @@ class TestOneJob:
         assert standing(tmp_path, handed("distill", state="RUNNING"), None)[0] == "running"
 
     def test_the_text_of_the_failure_goes_before_slurms_word(self, tmp_path):
-        write_text(tmp_path / "launch/jobs/distill/failed", "optim.lr: found -1, allowed: above 0\n")
+        write_text(tmp_path / "launch/jobs/distill/failed", "optim.lr: found -1\noptim.beta1: found 2\n")
         entry = Entry("FAILED", used="0:30")
-        assert standing(tmp_path, handed("distill"), entry) == ("failed", "optim.lr: found -1, allowed: above 0")
+        assert standing(tmp_path, handed("distill"), entry) == ("failed", "optim.lr: found -1; optim.beta1: found 2")
 
     def test_our_own_cancelling_is_told_from_somebody_elses(self, tmp_path):
         """The mark names the job: that of an earlier job of the stage says nothing of this one."""

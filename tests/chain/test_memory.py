@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,10 @@ def test_the_estimate_of_tiny_is_within_a_tenth_of_the_peak(chain):
 
 @pytest.mark.slow
 def test_the_estimates_of_smollm2_are_within_a_tenth_of_the_peaks(tmp_path: Path):
-    """Distillation, SFT, DPO and GRPO, each a few steps."""
+    """A few steps of distillation and of SFT."""
     spec = importlib.util.spec_from_file_location("memory_benchmark", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    found = {stage: estimated / peak for stage, peak, estimated in benchmark.measure("smollm2", tmp_path)}
-    assert found == {stage: pytest.approx(1, abs=0.1) for stage in ("distill", "sft", "dpo", "grpo")}
+    first = itertools.islice(benchmark.measure("smollm2", tmp_path), 2)
+    found = {stage: estimated / peak for stage, peak, estimated in first}
+    assert found == {stage: pytest.approx(1, abs=0.1) for stage in ("distill", "sft")}

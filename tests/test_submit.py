@@ -27,7 +27,6 @@ STAGES = ["import_hf", "data", "score", "prune"]
 def config(tmp_path, monkeypatch) -> Config:
     """The tiny chain up to the cut, for Slurm; files are not looked for."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # NeMo-Run hands it to what it starts
     monkeypatch.setattr(check, "require", lambda config, stages: None)
     overrides = ["launch=slurm", "cluster=slurm_bare", "cluster.account=me", "cluster.partition=gpu"]
     return compose("tiny", [*overrides, f"pipeline.stages=[{','.join(STAGES)}]", "parallel.tp=2", "run.dir=run"])

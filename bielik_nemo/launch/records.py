@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,8 @@ def submission(home: Path, name: str, number: int) -> Path:
 def home(path: Path) -> Iterator[Path]:
     """NeMo-Run's home is this directory for the time of the block.
 
-    NeMo-Run 0.11.1 asks for its home once, at import, for the lists of its schedulers; these are set here as well.
+    NeMo-Run 0.11.1 asks for its home once, at import, for the lists of its schedulers; these are set here as well. It
+    hands its input to what it runs, such as sbatch, which has no use for it: a script's loop would lose its lines.
     """
     from nemo_run import config
     from nemo_run.run.torchx_backend.schedulers import local, slurm
@@ -39,9 +42,12 @@ def home(path: Path) -> Iterator[Path]:
     path.mkdir(parents=True, exist_ok=True)
     config.set_nemorun_home(str(path))
     slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS = str(path / ".slurm_jobs"), str(path / ".local_jobs.json")
+    stdin = sys.stdin
     try:
-        yield path
+        with open(os.devnull, encoding="utf-8") as sys.stdin:
+            yield path
     finally:
+        sys.stdin = stdin
         config.set_nemorun_home(before)
         slurm.SLURM_JOB_DIRS, local.LOCAL_JOB_DIRS = lists
 

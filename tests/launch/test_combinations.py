@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sent = code.Code(here / "code", "0123", "", ())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        patch.setattr("sys.stdin", open(os.devnull))  # NeMo-Run hands it to what it starts
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**14, 0, 10**14))
         patch.setattr(code, "ship", lambda launch, into: sent)  # test_code.py has what it does
         yield here

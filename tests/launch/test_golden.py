@@ -44,7 +44,6 @@ def minitron(cluster: str, container: str) -> Config:
 @pytest.mark.parametrize("cluster", CLUSTERS)
 def test_scripts(cluster: str, container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir("/")
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # NeMo-Run hands it to what it starts
     config = minitron(cluster, container)
     planned = jobs.plan(config, config.pipeline.stages if container == CLUSTERS[cluster] else ["data", "distill"])
     found = submit.scripts(planned, tmp_path, SENT) | {"submit": submit.in_order(planned)}

@@ -31,7 +31,7 @@ demo: venv
 	$(BIN)/bielik-nemo pipeline experiment=smollm2
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 test-slurm: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm

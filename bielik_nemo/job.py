@@ -4,8 +4,8 @@ Rank 0 does what the pipeline does for a stage (skip it, or open its directory, 
 computes its part. Exit status: 0 done, 75 stopped in time, 2 an error that the user can mend, anything else a crash.
 
 Slurm's script (see launch/executors.py) counts attempts in the job's directory and queues the job again after any that
-was not done: not where `failed` tells what must be mended first, nor after too many. What stopped in time and goes on
-from there begins to count anew.
+was not done: not where `failed` tells what must be mended first, nor after too many. Those that began before the newest
+checkpoint do not count: the next goes on from there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bielik_nemo import artifacts, pipeline, report, stopping, ui, worker
 from bielik_nemo import config as configuration
 from bielik_nemo.config import Config
-from bielik_nemo.errors import Stopped, UserError
+from bielik_nemo.errors import ConfigError, Stopped, UserError
 from bielik_nemo.launch import code
 from bielik_nemo.launch.jobs import ATTEMPTS, FAILED, FROM
 from bielik_nemo.stages import GRAPH, Stage
@@ -38,16 +39,15 @@ ALONE += ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
 def main(path: str, name: str) -> None:
     """Run stage `name` of the frozen configuration at `path`, which is in the job's directory; ends the process."""
     ui.spare_warnings()
-    here, ranks, status = Path(path).parent, None, 1
+    here, stage, ranks, status = Path(path).parent, None, None, 1
     try:
-        os.chdir(os.environ.get(FROM, "."))
-        config = configuration.load(path)
+        config = settings(path)
+        stage = Path(config.run.dir, name)
+        forget(here, stage)
         ranks = rendezvous(config)
         work(config, GRAPH[name], ranks)
         status = 0
     except Stopped as stopped:
-        if GRAPH[name].trains and ui.main_process():
-            (here / ATTEMPTS).unlink(missing_ok=True)
         ui.say(str(stopped))
         status = 75
     except UserError as error:
@@ -56,12 +56,46 @@ def main(path: str, name: str) -> None:
         status = 2
     except BaseException:  # torch's CheckpointException is not an Exception
         traceback.print_exc()
+    if stage and status not in (0, 2):
+        forget(here, stage)
     if ranks and status in (0, 75):
         ranks.part()
     sys.stdout.flush()
     sys.stderr.flush()
     # At once: other ranks may wait for this one in a collective, and leaving Python might wait for them.
     os._exit(status)
+
+
+def settings(path: str) -> Config:
+    """The job's configuration, seen from where it was submitted.
+
+    Raises:
+        ConfigError: it cannot be read, or that directory is not seen here.
+    """
+    begins = os.environ.get(FROM, ".")
+    try:
+        os.chdir(begins)
+    except OSError as error:
+        raise ConfigError(
+            f"{FROM}: found {begins!r}, allowed: a directory that the job sees ({error.strerror}); see cluster.mounts"
+        ) from None
+    return configuration.load(path)
+
+
+def forget(here: Path, stage: Path) -> None:
+    """Leave out the attempts that began before the newest checkpoint that is whole.
+
+    Args:
+        here: the job's directory.
+        stage: the stage's.
+    """
+    attempts = here / ATTEMPTS
+    saved = [path for path in stage.glob("checkpoints/*") if path.is_dir()]
+    saved = [path.stat().st_mtime for path in saved if not path.with_name(f"{path.name}-unfinished").exists()]
+    if saved and attempts.exists():
+        begun = attempts.read_text(encoding="utf-8").splitlines(keepends=True)
+        left = [line for line in begun if datetime.fromisoformat(line.strip()).timestamp() > max(saved)]
+        artifacts.write_text(attempts, "".join(left))
 
 
 def rendezvous(config: Config) -> Rendezvous | None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from bielik_nemo import job
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config, Launch, Parallel, Pipeline, Run, freeze
 from bielik_nemo.launch.jobs import ATTEMPTS, FAILED
@@ -51,7 +53,7 @@ def here(tmp_path) -> Path:
     config = Config(run=Run(name="r", dir=str(tmp_path / "run")), pipeline=Pipeline(["data"]), parallel=Parallel(tp=2))
     directory = tmp_path / "run" / "launch" / "jobs" / "data"
     freeze(replace(config, launch=Launch(executor="slurm")), directory / "config.yaml")
-    (directory / ATTEMPTS).write_text("now\n")
+    (directory / ATTEMPTS).write_text("2026-11-22T05:00:00+00:00\n")
     return directory
 
 
@@ -118,10 +120,13 @@ def test_a_crash_is_none_of_these(here):
     assert not (here / FAILED).exists() and (here / ATTEMPTS).exists()
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_stopped_in_time(here, trains):
-    """Only what trains goes on from where it was, so that only there the attempts before count no longer."""
-    ranks = begin(here, "stopping.defer(); time.sleep(1.5); stopping.check()", trains)
+SAVES = "(here / 'checkpoints' / 'step=1').mkdir(parents=True, exist_ok=True); "
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_stopped_in_time(here, saves):
+    """Only what has saved goes on from there, so that only then the attempts before count no longer."""
+    ranks = begin(here, f"{SAVES if saves else ''}stopping.defer(); time.sleep(1.5); stopping.check()", trains=True)
     while not (here.parents[2] / "data" / "rank1").exists():
         time.sleep(0.01)
     time.sleep(0.5)
@@ -129,7 +134,22 @@ def test_stopped_in_time(here, trains):
         rank.send_signal(signal.SIGUSR1)
     status, said = ended(ranks)
     assert status == [75, 75] and said.count("stopped by SIGUSR1") == 1
-    assert (here / ATTEMPTS).exists() == (not trains)
+    assert bool((here / ATTEMPTS).read_text()) == (not saves)
+
+
+def test_attempts_before_the_newest_whole_checkpoint_are_forgotten(tmp_path):
+    """Four attempts at 1, 2, 3 and 4 o'clock; a checkpoint of half past two, and half of one of half past three."""
+    hours = [datetime(2026, 11, 22, hour, tzinfo=UTC) for hour in (1, 2, 3, 4)]
+    (tmp_path / ATTEMPTS).write_text("".join(f"{hour.isoformat()}\n" for hour in hours))
+    stage = tmp_path / "distill"
+    for name, hour in (("step=1", hours[1]), ("step=2", hours[2])):
+        (stage / "checkpoints" / name).mkdir(parents=True)
+        os.utime(stage / "checkpoints" / name, (hour.timestamp() + 1800,) * 2)
+    (stage / "checkpoints" / "step=2-unfinished").touch()
+    job.forget(tmp_path, stage)
+    assert (tmp_path / ATTEMPTS).read_text() == "2026-11-22T03:00:00+00:00\n2026-11-22T04:00:00+00:00\n"
+    job.forget(tmp_path, tmp_path / "data")
+    assert len((tmp_path / ATTEMPTS).read_text().splitlines()) == 2
 
 
 def test_other_code_is_refused(here, monkeypatch):
@@ -143,6 +163,12 @@ def test_a_configuration_that_cannot_be_read(here):
     (here / "config.yaml").write_text("run: 3\n")
     status, _ = ended(begin(here))
     assert status == [2, 2] and "config.yaml" in (here / FAILED).read_text()
+
+
+def test_a_directory_that_the_job_does_not_see(here, monkeypatch):
+    monkeypatch.setenv("BIELIK_NEMO_FROM", "/nowhere")
+    assert ended(begin(here))[0] == [2, 2]
+    assert (here / FAILED).read_text().startswith("BIELIK_NEMO_FROM: found '/nowhere', allowed: a directory that the")
 
 
 def test_relative_paths_begin_where_it_was_submitted(here, monkeypatch):

@@ -185,7 +185,8 @@ class TestChain:
         assert run.entry("distill").state == "PENDING"
         standing = run.standings()["distill"]
         assert (standing.state, standing.words[:22]) == ("queued", "again after 1 attempts")
-        assert not (tmp_path / "run/launch/jobs/distill/attempts").exists(), "one that saved is no crash"
+        attempts = tmp_path / "run/launch/jobs/distill/attempts"
+        assert attempts.read_text() == "", "one that saved is no crash"
         ask("scontrol", "update", f"JobId={jobs['distill']}", "TimeLimit=00:30:00")
         saved_at = max(run.told("distill"))
         assert stopped_at <= saved_at < 12, "it has saved before its first checkpoint is due, because it was told to"
@@ -196,7 +197,7 @@ class TestChain:
         assert set(ranks) == {0, 1}
         os.kill(ranks[1], signal.SIGKILL)
         until(lambda: run.entry("distill").restarts == 2)
-        assert len((tmp_path / "run/launch/jobs/distill/attempts").read_text().splitlines()) == 1
+        assert len(attempts.read_text().splitlines()) <= 1, "none, if rank 0 could tell that it had saved step 12"
         assert run.states()["export"] == "waiting"
 
         # Attempt 3 ends it; a job is cancelled while it runs, from outside, and stays so; the other goes on.

@@ -3,18 +3,21 @@
 Annotations are types and not text here: NeMo-Run's command line (0.11.1) reads arguments of factories by them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Optional
 
 import nemo_run as run
 
 from bielik_nemo.config import Config, compose
 from bielik_nemo.recipes import task
+from bielik_nemo.stages import GRAPH
 
 
 class Recipe:
     """The tasks of an experiment, each registered with NeMo-Run's command line as `<experiment>_<task>`.
 
-    All methods take the same arguments, and all tasks of a run must be given the same ones:
+    All of its functions take the same arguments, and all tasks of a run must be given the same ones:
 
         run_dir: where the run lives; "": where the experiment has it.
         num_nodes: of stages that train; None: the experiment's.
@@ -26,11 +29,14 @@ class Recipe:
 
     def __init__(self, experiment: str):
         self.experiment = experiment
-        made_by = {task.train: (self.distill, self.sft, self.dpo, self.grpo)}
-        made_by |= {task.run_stage: (self.prune, self.export), task.run_pipeline: (self.pipeline,)}
-        for target, methods in made_by.items():
-            for method in methods:
-                run.cli.factory(method, target, name=f"{experiment}_{method.__name__}")
+        # What each needs must be done in the run's directory.
+        self.prune = self._tasks("prune", "Remove the least important layers and channels; needs `data` and `score`.")
+        self.distill = self._tasks("distill", "Train the pruned model on the source's logits; needs `prune`.")
+        self.sft = self._tasks("sft", "Train on the answers of conversations; needs `chat`.")
+        self.dpo = self._tasks("dpo", "Train on preferences; needs `preferences` and `reference`.")
+        self.grpo = self._tasks("grpo", "Train on verifiable rewards; needs `tasks`.")
+        self.export = self._tasks("export", "Write the newest model of the pipeline as a Hugging Face checkpoint.")
+        self.pipeline = self._tasks("pipeline", "Run all stages of `pipeline.stages` on one machine.")
 
     def config(
         self,
@@ -45,72 +51,23 @@ class Recipe:
         named = [f"{key}={value}" for key, value in given.items() if value is not None]
         return compose(self.experiment, [*(overrides or []), *named])
 
-    def prune(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> run.Partial:
-        """Remove the least important layers and channels; needs `import_hf`, `data` and `score`."""
-        return task.computing(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "prune")
+    def _tasks(self, name: str, does: str) -> Callable[..., run.Partial]:
+        """The function that makes one kind of task, known to NeMo-Run."""
+        if name == "pipeline":
+            target, make = task.run_pipeline, task.whole
+        elif GRAPH[name].trains:
+            target, make = task.train, partial(task.training, stage=name)
+        else:
+            target, make = task.run_stage, partial(task.computing, stage=name)
 
-    def distill(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> task.Task:
-        """Train the pruned model on the source's logits; needs `prune`."""
-        return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "distill")
+        def factory(
+            run_dir: str = "",
+            num_nodes: Optional[int] = None,
+            num_gpus_per_node: Optional[int] = None,
+            overrides: Optional[list[str]] = None,
+        ) -> run.Partial:
+            return make(self.config(run_dir, num_nodes, num_gpus_per_node, overrides))
 
-    def sft(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> task.Task:
-        """Train on the answers of conversations; needs `chat`."""
-        return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "sft")
-
-    def dpo(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> task.Task:
-        """Train on preferences; needs `preferences` and `reference`."""
-        return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "dpo")
-
-    def grpo(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> task.Task:
-        """Train on verifiable rewards; needs `tasks`."""
-        return task.training(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "grpo")
-
-    def export(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> run.Partial:
-        """Write the newest model of the pipeline as a Hugging Face checkpoint."""
-        return task.computing(self.config(run_dir, num_nodes, num_gpus_per_node, overrides), "export")
-
-    def pipeline(
-        self,
-        run_dir: str = "",
-        num_nodes: Optional[int] = None,
-        num_gpus_per_node: Optional[int] = None,
-        overrides: Optional[list[str]] = None,
-    ) -> run.Partial:
-        """Run all stages of `pipeline.stages` on one machine."""
-        return task.whole(self.config(run_dir, num_nodes, num_gpus_per_node, overrides))
+        factory.__name__, factory.__doc__ = name, does
+        run.cli.factory(factory, target, name=f"{self.experiment}_{name}")
+        return factory

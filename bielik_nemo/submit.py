@@ -52,7 +52,7 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
     planned = jobs.plan(replace(config, run=replace(config.run, dir=str(run_dir))), left)
     for job in planned:
         for name in job.needs:
-            if name not in left and not done(config, name, run_dir):
+            if name not in names and not done(config, name, run_dir):
                 raise DataError(
                     f"run.dir={run_dir}: {job.stage} needs {name}, which has not finished under this configuration; "
                     f"submit `bielik-nemo {name}` or the whole pipeline with the same overrides first"

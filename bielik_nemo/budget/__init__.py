@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.budget.compute import flops_per_token
 from bielik_nemo.budget.disk import disk_per_stage
+from bielik_nemo.budget.memory import GIB
 from bielik_nemo.config import Config
 from bielik_nemo.validation.shapes import target_architecture
 
-__all__ = ["Budget", "estimate", "flops_per_token", "size_text"]
-
-GIB = 2**30
+__all__ = ["GIB", "Budget", "estimate", "flops_per_token", "size_text"]
 
 
 @dataclass(frozen=True)

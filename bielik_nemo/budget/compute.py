@@ -8,7 +8,7 @@ is multiplied. Validation and evaluation are left out: they are thousandths of i
 from __future__ import annotations
 
 from bielik_nemo.architecture import Architecture
-from bielik_nemo.budget.memory import Work, work
+from bielik_nemo.budget.memory import Work, paced, work
 from bielik_nemo.config import Config
 
 ASSUMED_MFU = 0.40
@@ -28,16 +28,14 @@ def forward_flops(model: Architecture, seq_length: int) -> float:
 
 def tokens(config: Config, stage: str) -> int | None:
     """What a stage trains on or reads, pads included; None: nobody knows before its data are there."""
-    own, steps = config.data, config.trainer.max_steps
-    if stage in ("pretrain", "distill_long", "sft"):
-        found = config.paced_by(getattr(config, stage))
-        own, steps = found.data, found.trainer.max_steps
-    elif stage == "score":
+    if stage == "score":
         return config.prune.calibration.samples * config.prune.calibration.seq_length
-    elif stage == "search":
-        steps = distilled_candidates(config) * config.prune.search.distill_steps
-    elif stage not in ("teacher", "distill"):
+    if stage not in ("pretrain", "search", "teacher", "distill", "distill_long", "sft"):
         return None
+    found = paced(config, stage)
+    own, steps = found.data, found.trainer.max_steps
+    if stage == "search":
+        steps = distilled_candidates(config) * config.prune.search.distill_steps
     return None if steps is None else steps * own.global_batch_size * own.seq_length
 
 

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bielik_nemo.launch.jobs import ATTEMPTS, FAILED, Job
+from bielik_nemo.launch.records import EXPERIMENTS
 from bielik_nemo.stages import GRAPH
 
 if TYPE_CHECKING:
     from nemo_run import LocalExecutor, SlurmExecutor
-
-EXPERIMENTS = "experiments"
-"""Where NeMo-Run keeps its experiments, in its home."""
 
 RETRIES = 1000
 """Of NeMo-Run's script, which knows no reason why a job ended; the guard in `setup` does, and decides."""
@@ -28,16 +26,16 @@ ADDRESS = {"MASTER_ADDR": "$head_node", "MASTER_PORT": "$((20000 + SLURM_JOB_ID 
 """Where ranks meet: on the first node, at a port of the job's own, below those that Linux hands out."""
 
 
-def executor(job: Job, records: Path, env: Mapping[str, str]) -> LocalExecutor | SlurmExecutor:
+def executor(job: Job, home: Path, env: Mapping[str, str]) -> LocalExecutor | SlurmExecutor:
     """What starts a job under its configuration's `launch.executor`.
 
     Args:
         job: what it asks for; its configuration is checked (validation).
-        records: NeMo-Run's home, in the run's directory.
+        home: NeMo-Run's, in the run's directory.
         env: set for the job, beside `cluster.env`.
     """
     if job.config.launch.executor == "slurm":
-        return slurm(job, records, env)
+        return slurm(job, home, env)
     return local(job, env)
 
 
@@ -56,7 +54,7 @@ def local(job: Job, env: Mapping[str, str]) -> LocalExecutor:
     )
 
 
-def slurm(job: Job, records: Path, env: Mapping[str, str]) -> SlurmExecutor:
+def slurm(job: Job, home: Path, env: Mapping[str, str]) -> SlurmExecutor:
     """A job on Slurm, submitted from here: a task for each rank, queued again until it is done or that is no use."""
     from nemo_run import LocalTunnel, Packager, SlurmExecutor
 
@@ -94,7 +92,7 @@ def slurm(job: Job, records: Path, env: Mapping[str, str]) -> SlurmExecutor:
         setup_lines="\n".join([guard(job), *cluster.setup]),
         env_vars=variables,
         job_name_prefix=f"{config.run.name}-",
-        tunnel=LocalTunnel(job_dir=str(records / EXPERIMENTS)),
+        tunnel=LocalTunnel(job_dir=str(home / EXPERIMENTS)),
         packager=Packager(),  # ours is sent along as it was checked (code.py)
         poll_estimated_start_time=False,
     )

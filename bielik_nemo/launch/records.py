@@ -11,6 +11,9 @@ from pathlib import Path
 
 from bielik_nemo.launch.jobs import DIRECTORY
 
+EXPERIMENTS = "experiments"
+"""Where NeMo-Run keeps its experiments, in its home."""
+
 
 def directory(run_dir: Path) -> Path:
     """NeMo-Run's home for the jobs of a run. Not called nemo_run: it replaces that in the paths of its scripts."""
@@ -19,13 +22,13 @@ def directory(run_dir: Path) -> Path:
 
 def identifiers(run_dir: Path) -> list[str]:
     """NeMo-Run's names of the submissions of a run, `<title>_<number>`, oldest first."""
-    found = [path.name for path in directory(run_dir).glob("experiments/*/*_*")]
+    found = [path.name for path in directory(run_dir).glob(f"{EXPERIMENTS}/*/*_*")]
     return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def submission(home: Path, name: str, number: int) -> Path:
     """Where NeMo-Run keeps the `number`th submission of the run `name`."""
-    return home / "experiments" / name / f"{name}_{number}"
+    return home / EXPERIMENTS / name / f"{name}_{number}"
 
 
 @contextlib.contextmanager
@@ -84,7 +87,8 @@ def handed(run_dir: Path) -> dict[str, Handed]:
     found: dict[str, Handed] = {}
     with home(directory(run_dir)) as records:
         for name in names:
-            written = records / "experiments" / name.rpartition("_")[0] / name / "_CONFIG"
+            title, _, number = name.rpartition("_")
+            written = submission(records, title, int(number)) / "_CONFIG"
             made = Experiment.from_id(name)
             ours = all(isinstance(job.executor, SlurmExecutor) for job in made.jobs)
             states = {} if ours else made.status(return_dict=True)

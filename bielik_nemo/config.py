@@ -18,6 +18,7 @@ from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_align import DPO, SFT, Chat, Merge
 from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.config_launch import Cluster, Launch
+from bielik_nemo.config_outcome import Evaluate, Export
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
 from bielik_nemo.errors import ConfigError
@@ -88,24 +89,6 @@ class Parallel:
     pp: int = 1
     cp: int = 1  # of training only: the tokens of a sequence are shared out; needs GPUs and Transformer Engine
     sequence_parallel: bool = False  # between tensor-parallel ranks; needs GPUs and Transformer Engine
-
-
-@dataclass
-class Export:
-    """The Hugging Face directory that comes out."""
-
-    max_shard_gib: float = 4.0
-    parity_tokens: int = 512
-    parity_tolerance: float = 1e-4  # largest |logit difference| against plain transformers, in float32
-
-
-@dataclass
-class Evaluate:
-    """What is measured on source, pruned and distilled model."""
-
-    batch_size: int = 4
-    prompts: list[str] = field(default_factory=list)
-    sample_tokens: int = 32
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The stages: what each reads, needs and does. The graph is here, light enough for the command line.
 
 A stage's module has `run(config, run_dir) -> metrics`; it works in `run_dir/<stage>`, on every rank, and may read only
-the settings that its node declares: in compression.py, alignment.py and, for what ends a pipeline, here. `keys` decide
+the settings that its node declares: in compression.py, alignment.py and, for what ends a
+pipeline, outcome.py. `keys` decide
 its result and so its fingerprint; `free` settings (layout, rhythm) do not, so that changing them neither repeats nor
 restarts finished work.
 """
@@ -11,62 +12,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bielik_nemo.config import Config
-from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE, SAMPLING
+from bielik_nemo.stages.alignment import ALIGNMENT
 from bielik_nemo.stages.compression import COMPRESSION
-from bielik_nemo.stages.stage import RESUMED, Stage, whole
+from bielik_nemo.stages.outcome import OUTCOME
+from bielik_nemo.stages.stage import RESUMED, Stage
 
 __all__ = ["GRAPH", "RESUMED", "Stage", "distilled_stage", "model_stage", "needed", "source_stage"]
 
 MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long", "sft", "dpo", "grpo", "merge")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
-LAST = (
-    Stage(
-        "export",
-        keys=("model.dtype", "export"),
-        outputs=("hf", "parity.json"),
-        free=("parallel", "run.seed", "pipeline.stages"),
-        needs=("import_hf", "model"),
-        uses=("data",),
-        layout=whole,
-    ),
-    Stage(
-        "evaluate",
-        keys=(
-            "model.dtype",
-            "evaluate",
-            "data.seq_length",
-            "data.held_out_tokens",
-            "chat.held_out_tokens",
-            "chat.held_out_pairs",
-            "chat.held_out_tasks",
-        ),
-        outputs=("metrics.json",),
-        # What decides `sft`, `dpo` and `grpo` changes what is read of them.
-        free=(
-            "sft.seq_length",
-            "sft.packing",
-            "sft.micro_batch_size",
-            "dpo.seq_length",
-            "dpo.micro_batch_size",
-            *PREFERENCE,
-            *SAMPLING,
-            "grpo.rewards",
-            "grpo.rollout_batch_size",
-            "grpo.sources.rewards",
-            "parallel.tp",
-            "run.seed",
-            "pipeline.stages",
-        ),
-        needs=("import_hf", "source"),
-        uses=("data", "prune", "distill", "distill_long", *(stage.name for stage in ALIGNMENT)),
-        # Generation with a KV cache runs on one pipeline stage.
-        layout=lambda config: (config.parallel.tp, 1),
-    ),
-)
-"""Stages that end a pipeline."""
-
-GRAPH = {stage.name: stage for stage in (*COMPRESSION, *ALIGNMENT, *LAST)}
+GRAPH = {stage.name: stage for stage in (*COMPRESSION, *ALIGNMENT, *OUTCOME)}
 
 RANKED_BY = ("prune", "teacher", "distill")
 """Stages that every candidate of a search goes through where the search distils them, so that their settings count."""

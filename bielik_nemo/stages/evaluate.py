@@ -10,26 +10,20 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 
 from bielik_nemo import artifacts, ui
-from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import against_reference, convert, datasets, distributed, model
+from bielik_nemo.engine import against_reference, datasets, distributed
 from bielik_nemo.engine.megatron_rollout import MegatronEngine
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.stages import distilled_stage, dpo, grpo, model_stage, sft, source_stage
-
-
-def compared(config: Config) -> dict[str, str]:
-    """The models that the pipeline has, by what they are called, and their stages."""
-    made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
-    made |= {"grpo": "grpo", "merged": "merge"}
-    return {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
+from bielik_nemo.stages import dpo, grpo, model_stage, sft
+from bielik_nemo.stages.subject import Subject, subjects
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -37,13 +31,13 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in config.evaluate.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
-        for name, stage in compared(config).items():
-            megatron, shape = _load(config, run_dir / stage)
+        for subject in subjects(config, run_dir):
+            megatron = subject.load(config)
             for measure in (_text, _answers, _pairs, _tasks):
-                for key, value in measure(config, run_dir, megatron, name, stage).items():
-                    metrics.setdefault(key, {})[name] = value
-            for prompt, text in _continued(config, run_dir, megatron, shape):
-                samples[prompt][name] = text
+                for key, value in measure(config, run_dir, subject, megatron).items():
+                    metrics.setdefault(key, {})[subject.name] = value
+            for prompt, text in _continued(config, subject, megatron):
+                samples[prompt][subject.name] = text
             del megatron
             gc.collect()
     told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference", "tasks") if key in metrics}
@@ -55,14 +49,6 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     return told
 
 
-def _load(config: Config, directory: Path) -> tuple[Any, Architecture]:
-    """A stage's model and its shape."""
-    shape = Architecture.from_json(directory / "architecture.json")
-    megatron = model.build(model.gpt_config(shape, tp=config.parallel.tp, dtype=config.model.dtype), shape)
-    convert.load_stage(megatron, directory, shape)
-    return megatron, shape
-
-
 def _held_out(config: Config, run_dir: Path) -> datasets.HeldOut:
     return datasets.HeldOut(
         str(run_dir / "data" / "held_out"),
@@ -72,51 +58,53 @@ def _held_out(config: Config, run_dir: Path) -> datasets.HeldOut:
     )
 
 
-def _text(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
+def _text(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
     if "data" not in config.pipeline.stages:
         return {}
     held_out = _held_out(config, run_dir)
-    with ui.progress(f"held-out loss, {name}", held_out.batches()) as advance:
+    with ui.progress(f"held-out loss, {subject.name}", held_out.batches()) as advance:
         loss, by_language = held_out.measure(megatron, advance)
     return {"held_out_loss": loss} | ({"held_out_loss_by_language": by_language} if len(by_language) > 1 else {})
 
 
-def _answers(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
+def _answers(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
     if "chat" not in config.pipeline.stages:
         return {}
-    with ui.progress(f"held-out answers, {name}") as advance:
+    with ui.progress(f"held-out answers, {subject.name}") as advance:
         loss, *parts = fdl.build(sft.held_out(config, run_dir)).measure(megatron, advance)
     named = zip(("answer_loss_by_source", "answer_loss_by_language"), parts, strict=True)
     return {"answer_loss": loss} | {key: part for key, part in named if len(part) > 1}
 
 
-def _pairs(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
+def _pairs(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
     before = model_stage(config, "reference")
-    if "reference" not in config.pipeline.stages or stage not in (before, "dpo", "merge"):
+    if "reference" not in config.pipeline.stages or subject.stage not in (before, "dpo", "merge"):
         return {}
-    vocab_size = Architecture.from_json(run_dir / before / "architecture.json").vocab_size
-    pairs = fdl.build(dpo.held_out(config, run_dir, vocab_size))
-    with ui.progress(f"held-out pairs, {name}", len(pairs.batches())) as advance:
-        reference = None if stage == before else _load(config, run_dir / before)[0]
+    pairs = fdl.build(dpo.held_out(config, run_dir, subject.shape.vocab_size))
+    with ui.progress(f"held-out pairs, {subject.name}", len(pairs.batches())) as advance:
+        reference = None if subject.stage == before else replace(subject, directory=run_dir / before).load(config)
         return {"preference": against_reference.measure(megatron, pairs, reference, advance)}
 
 
-def _tasks(config: Config, run_dir: Path, megatron: Any, name: str, stage: str) -> dict[str, Any]:
+def _tasks(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
     if "grpo" not in config.pipeline.stages:
         return {}
-    vocab_size = Architecture.from_json(run_dir / stage / "architecture.json").vocab_size
-    wanted = grpo.held_out(config, run_dir, vocab_size)
+    wanted = grpo.held_out(config, run_dir, subject.shape.vocab_size)
     wanted.grader.rollouts = "megatron"  # the models differ in their shapes: another engine would have to be made anew
     tasks = fdl.build(wanted)
-    with ui.progress(f"held-out tasks, {name}", len(tasks.chosen())) as advance, contextlib.closing(tasks.grader):
+    with (
+        ui.progress(f"held-out tasks, {subject.name}", len(tasks.chosen())) as advance,
+        contextlib.closing(tasks.grader),
+    ):
         return {"tasks": tasks.measure(megatron, advance)[0]}
 
 
-def _continued(config: Config, run_dir: Path, megatron: Any, shape: Architecture) -> Iterator[tuple[int, str]]:
+def _continued(config: Config, subject: Subject, megatron: Any) -> Iterator[tuple[int, str]]:
     """The likeliest continuations of the prompts, by number, without the token that ends a text."""
-    tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", shape.vocab_size)
+    vocab_size = subject.shape.vocab_size
+    tokenizer = load_tokenizer(subject.tokenizer, vocab_size)
     prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in config.evaluate.prompts]
     sampling = Sampling(config.evaluate.sample_tokens, (tokenizer.eos_token_id,), temperature=0)
-    engine = MegatronEngine(megatron, shape.vocab_size, tokenizer.decode, config.evaluate.batch_size)
+    engine = MegatronEngine(megatron, vocab_size, tokenizer.decode, config.evaluate.batch_size)
     for prompt, (answer,) in engine.generate(prompts, range(len(prompts)), 1, sampling):
         yield prompt, tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)

@@ -1,0 +1,51 @@
+"""The stages that end a pipeline: what comes out, and how good it is."""
+
+from __future__ import annotations
+
+from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE, SAMPLING
+from bielik_nemo.stages.stage import Stage, whole
+
+OUTCOME = (
+    Stage(
+        "export",
+        keys=("model.dtype", "export"),
+        outputs=("hf", "parity.json"),
+        free=("parallel", "run.seed", "pipeline.stages"),
+        needs=("import_hf", "model"),
+        uses=("data",),
+        layout=whole,
+    ),
+    Stage(
+        "evaluate",
+        keys=(
+            "model.dtype",
+            "evaluate",
+            "data.seq_length",
+            "data.held_out_tokens",
+            "chat.held_out_tokens",
+            "chat.held_out_pairs",
+            "chat.held_out_tasks",
+        ),
+        outputs=("metrics.json",),
+        # What decides `sft`, `dpo` and `grpo` changes what is read of them.
+        free=(
+            "sft.seq_length",
+            "sft.packing",
+            "sft.micro_batch_size",
+            "dpo.seq_length",
+            "dpo.micro_batch_size",
+            *PREFERENCE,
+            *SAMPLING,
+            "grpo.rewards",
+            "grpo.rollout_batch_size",
+            "grpo.sources.rewards",
+            "parallel.tp",
+            "run.seed",
+            "pipeline.stages",
+        ),
+        needs=("import_hf", "source"),
+        uses=("data", "prune", "distill", "distill_long", *(stage.name for stage in ALIGNMENT)),
+        # Generation with a KV cache runs on one pipeline stage.
+        layout=lambda config: (config.parallel.tp, 1),
+    ),
+)

@@ -145,7 +145,7 @@ def single(inputs: Path, out: Path) -> Results:
         inputs,
         out,
         "single:convert,forward,rollout,minitron,compensate,importance,train,splits,recomputed,separated,teach,cached,compared,"
-        "pretrain,sft,unpacked,lora,refer,prefer,online,refused,policy,policies,mismatched,failing",
+        "harness,pretrain,sft,unpacked,lora,refer,prefer,online,refused,policy,policies,mismatched,failing",
     )
 
 
@@ -156,7 +156,7 @@ def tp2(inputs: Path, out: Path, single: Results) -> Results:
     for other in ("single", "pp2"):
         shutil.copytree(out / "tp2" / "resumed", out / other / "moved")
     work = "tp2:convert,forward,rollout,train,recomputed,separated,resumed,teach,cached,pretrain,"
-    work += "sft,lora,refer,prefer,refused,policy"
+    work += "sft,lora,refer,prefer,refused,policy,harness"
     return Results(out / "tp2", _processes(inputs, out, 2, work))
 
 

@@ -78,6 +78,14 @@ ROLLOUTS = {  # name -> kind, temperature, batch size, with KV cache
     "cooler without cache": ("llama", 0.7, 4, False),
     "window": ("window", 1.0, 64, True),
 }
+READ_AT_A_TIME = 96  # tokens; the last texts of both are longer
+SCORED = [(f"Pytanie {number}?", answer) for number in range(3) for answer in (" A", " B", " tak, w domu")]
+SCORED += [("Kot ", "mruczy"), ("", "Ala ma kota"), ("Zażółć gęślą jaźń. " * 8, "Koniec.")]
+WHOLE = ["Ala", "Wpłynąłem na suchego przestwór oceanu. " * 6]
+WRITTEN = [("Ala ma", {"until": ["\n"], "max_gen_toks": 12}), ("Dwa", {"until": [], "max_gen_toks": 8})]
+WRITTEN += [(text, {"until": ["e", " "], "max_gen_toks": 24}) for text in ("Litwo! Ojczyzno", "Kto?", "x" * 120)]
+HARNESS = {"loglikelihood": SCORED, "loglikelihood_rolling": [(text,) for text in WHOLE], "generate_until": WRITTEN}
+"""What the harness asks, by its method, as its `Instance` has it."""
 
 
 def calibration(inputs: Path):
@@ -202,6 +210,22 @@ class Layout:
                 ]
                 self.record(f"rollout {name}", {"answers": found, "trained": trained})
             self.record("handed over", [name for kind in ("llama", "tied") for name in self.differing(kind, models)])
+
+    def harness(self) -> None:
+        """What lm-evaluation-harness asks a model, in batches of 4."""
+        from lm_eval.api.instance import Instance
+        from transformers import AutoTokenizer
+
+        from bielik_nemo.engine.harness import MegatronLM
+
+        tokenizer = AutoTokenizer.from_pretrained(self.inputs / "tokenizer")
+        with self.layout():
+            for kind in ("llama", "tied"):
+                a = self.architecture(kind)
+                lm = MegatronLM(self.model(a, self.megatron(kind)), tokenizer, a.vocab_size, READ_AT_A_TIME, 4)
+                for ask, arguments in HARNESS.items():
+                    asked = [Instance(ask, {}, each, i, ("", i, 1)) for i, each in enumerate(arguments)]
+                    self.record(f"{ask} {kind}", getattr(lm, ask)(asked))
 
     def differing(self, kind: str, models: dict) -> list[str]:
         """Tensors handed to another engine that are not the Hugging Face checkpoint's, on any rank."""

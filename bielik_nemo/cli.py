@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
+    "tokenizers": "characters and words for a token, by language, of the model's tokenizer and others",
     "data": "text -> tokenised training and held-out sets",
     "data preview": "the beginning of sft.sources and dpo.sources, with what is trained marked by colour",
     "pretrain": "train the source further on the text, before it is scored, cut and teaches",

@@ -20,10 +20,12 @@ from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.config_launch import Cluster, Launch
 from bielik_nemo.config_outcome import Evaluate, Export
 from bielik_nemo.config_prune import Prune, TextSource
+from bielik_nemo.config_tokenizer import Tokenizers
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
 from bielik_nemo.errors import ConfigError
 
-STAGES = ["import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long"]
+STAGES = ["import_hf", "tokenizers", "data", "pretrain"]
+STAGES += ["score", "search", "prune", "teacher", "distill", "distill_long"]
 STAGES += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate"]
 """All stages, in the order in which a pipeline may have them."""
 
@@ -104,6 +106,7 @@ class Config:
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    tokenizers: Tokenizers = field(default_factory=Tokenizers)
     pretrain: Pretrain = field(default_factory=Pretrain)
     prune: Prune = field(default_factory=Prune)
     teacher: Teacher = field(default_factory=Teacher)

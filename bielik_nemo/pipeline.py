@@ -30,6 +30,7 @@ Start = Callable[[str, Path, Path, int], dict[str, Any]]
 
 SOURCE_FILES = {
     "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
+    "tokenizers": ("*.json", "tokenizer.model", "*.jinja", "merges.txt", "**/*.txt", "**/*.jsonl", "**/*.parquet"),
     "data": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
     "prune": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
     "score": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
@@ -83,8 +84,12 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
     """What a stage reads outside the run directory: its path, by what it is to the stage."""
     if stage.name == "import_hf":
         return {"model.source": config.model.source}
+    texts = {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
+    if stage.name == "tokenizers":
+        compared = {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
+        return {"model.source": config.model.source} | compared | texts
     if stage.name == "data":
-        return {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
+        return texts
     if stage.name == "chat":
         return {f"sft.sources[{i}]": source.path for i, source in enumerate(config.sft.sources)}
     if stage.name == "preferences":

@@ -35,7 +35,7 @@ from bielik_nemo.validation.stages import merge_problems
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 CHAT_SUFFIXES = (".jsonl",)
 TASKS = "path:builtin:drills,rewards:[{function:bielik_nemo.align.rewards.maths}]"
-TOKENISING = {"data", "chat", "preferences", "tasks"}
+TOKENISING = {"tokenizers", "data", "chat", "preferences", "tasks"}
 MERGEABLE = "a Hugging Face directory (config.json, *.safetensors) or a Megatron checkpoint (weights/.metadata)"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -80,6 +80,8 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             local += (
                 [] if find_spec("vllm") else ["grpo.rollouts: found vllm, which is not installed, allowed: megatron"]
             )
+        if "tokenizers" in wanted:
+            local += _absent_tokenizers(config, own="import_hf" not in wanted)
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)
@@ -241,7 +243,7 @@ def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[_Text]:
     builtin = {"chat": CONVERSATIONS, "preferences": PAIRS, "tasks": tuple(builtin_tasks.SETS)}
     for key, source in (*text_sources(config), *chat_sources(config)):
         stage = reader[key.partition(".")[0]]
-        if stage in wanted:
+        if stage in wanted or (stage == "data" and "tokenizers" in wanted):
             suffixes = CHAT_SUFFIXES if stage in builtin else TEXT_SUFFIXES
             yield _Text(f"{key}.path", source.path, suffixes, builtin.get(stage, (PACKAGE_DOCS,)))
 
@@ -267,6 +269,17 @@ def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
                 yield f"{text.key}: {error}"
         elif text.path not in text.builtin and not Path(text.path).exists():
             yield f"{text.key}: no such file or directory: {text.path!r}; allowed: {text.allowed}"
+
+
+def _absent_tokenizers(config: Config, own: bool) -> Iterator[str]:
+    """Tokenizers to be compared that are not here; with `own` the model's among them."""
+    compared = {"model.source": config.model.source} if own else {}
+    compared |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
+    files, builtin = ", ".join(TOKENIZER_FILES), [PREFIX + name for name in MODELS]
+    for key, path in compared.items():
+        if path not in builtin and not (path and any(Path(path, name).is_file() for name in TOKENIZER_FILES)):
+            allowed = f"a directory with one of {files}, or {' or '.join(builtin)}"
+            yield f"{key}: found no tokenizer in {path!r}, allowed: {allowed}"
 
 
 def _absent_scores(config: Config) -> Iterator[str]:
@@ -313,7 +326,7 @@ def _other_models(config: Config, costs: budget.Budget) -> Iterator[str]:
 
 
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
-    if "data" in wanted and not config.data.sources:
+    if {"data", "tokenizers"} & set(wanted) and not config.data.sources:
         yield f"data.sources: found none, allowed: a list of paths, such as 'data.sources=[{{path:{PACKAGE_DOCS}}}]'"
     for stage, key, found, such in (
         ("chat", "sft", config.sft.sources, f"path:{CORRECTIONS}"),

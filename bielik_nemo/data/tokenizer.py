@@ -58,6 +58,22 @@ def batches(items: Iterable[T], size_of: Callable[[T], int], size: int) -> Itera
         yield batch
 
 
+def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of a directory, whatever model it is for.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if not directory.is_dir():  # transformers would take a relative path for the name of a model on its hub
+        raise DataError(f"{directory}: no such directory, so no tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise DataError(f"{directory}: no tokenizer that transformers can load ({error})") from error
+
+
 def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hugging Face directory.
 
@@ -68,14 +84,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     Raises:
         DataError: it cannot be loaded, gives ids that the model does not have, or has no end-of-text token.
     """
-    from transformers import AutoTokenizer
-
-    if not directory.is_dir():  # transformers would take a relative path for the name of a model on its hub
-        raise DataError(f"{directory}: no such directory, so no tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise DataError(f"{directory}: no tokenizer that transformers can load ({error})") from error
+    tokenizer = open_tokenizer(directory)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise DataError(

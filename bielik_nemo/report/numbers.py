@@ -20,7 +20,8 @@ from bielik_nemo.report.files import by_model, is_number, needed, numbers_of, re
 from bielik_nemo.report.words import COMPRESSED, ROLES
 
 # The order in which stages are told; any other follows by name.
-_STAGES = ("import_hf", "data", "pretrain", "score", "search", "prune", "teacher", "distill", "distill_long")
+_STAGES = ("import_hf", "tokenizers", "data", "pretrain")
+_STAGES += ("score", "search", "prune", "teacher", "distill", "distill_long")
 _STAGES += ("chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate")
 # The stages that draw samples from the training text.
 TRAINED = ("pretrain", "distill", "distill_long")

@@ -12,10 +12,12 @@ from rich.text import Text
 from bielik_nemo.report import alignment, rewards, words
 from bielik_nemo.report.search import candidates
 
+NOTHING = "No stage of this run has finished yet."
+
 
 def table(numbers: dict[str, Any]) -> Group:
     """The numbers of `collect` for a console: the three models, seconds per stage, parity of the export."""
-    parts = [Text("\n".join(words.sentences(numbers)) or "No stage of this run has finished yet.")]
+    parts = [Text("\n".join(words.sentences(numbers)) or ("" if "seconds" in numbers else NOTHING))]
     if words.sentences(numbers):
         parts.append(_models(numbers))
     if answers := alignment.table(numbers):

@@ -1,8 +1,8 @@
 """The stages: what each reads, needs and does. The graph is here, light enough for the command line.
 
 A stage's module has `run(config, run_dir) -> metrics`; it works in `run_dir/<stage>`, on every rank, and may read only
-the settings that its node declares: in compression.py, alignment.py and, for what ends a
-pipeline, outcome.py. `keys` decide
+the settings that its node declares: in tokenization.py, compression.py, alignment.py and, for
+what ends a pipeline, outcome.py. `keys` decide
 its result and so its fingerprint; `free` settings (layout, rhythm) do not, so that changing them neither repeats nor
 restarts finished work.
 """
@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bielik_nemo.config import Config
+from bielik_nemo.config import STAGES, Config
 from bielik_nemo.stages.alignment import ALIGNMENT
 from bielik_nemo.stages.compression import COMPRESSION
 from bielik_nemo.stages.outcome import OUTCOME
 from bielik_nemo.stages.stage import RESUMED, Stage
+from bielik_nemo.stages.tokenization import TOKENIZATION
 
 __all__ = ["GRAPH", "RESUMED", "Stage", "distilled_stage", "model_stage", "needed", "source_stage"]
 
 MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long", "sft", "dpo", "grpo", "merge")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
-GRAPH = {stage.name: stage for stage in (*COMPRESSION, *ALIGNMENT, *OUTCOME)}
+_NODES = {stage.name: stage for stage in (*TOKENIZATION, *COMPRESSION, *ALIGNMENT, *OUTCOME)}
+GRAPH = {name: _NODES[name] for name in STAGES}
 
 RANKED_BY = ("prune", "teacher", "distill")
 """Stages that every candidate of a search goes through where the search distils them, so that their settings count."""

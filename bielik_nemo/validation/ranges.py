@@ -15,6 +15,7 @@ from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
 
 POSITIVE = (
+    "tokenizers.documents",
     "prune.calibration.samples",
     "prune.calibration.batch_size",
     "prune.calibration.seq_length",
@@ -217,6 +218,7 @@ def paths(config: Config) -> dict[str, str]:
     found = {"run.dir": config.run.dir, "model.source": config.model.source}
     found |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     found |= {f"{key}.path": source.path for key, source in (*text_sources(config), *chat_sources(config))}
+    found |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
     return found | {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
 
 

@@ -16,7 +16,7 @@ from bielik_nemo.config import CHAIN, Config
 from bielik_nemo.config_prune import TextSource
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "pretrain", "teacher", "distill_long", "merge"]
+RUN = [*CHAIN, "tokenizers", "pretrain", "teacher", "distill_long", "merge"]
 RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo"]
 
 LONGER = (
@@ -88,6 +88,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir)
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])
+        chain.run(run_dir, stages=["tokenizers"])
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         training_text = "prune.calibration.sources=[]"
         chain.run(run_dir, stages, training_text)

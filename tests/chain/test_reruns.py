@@ -69,6 +69,7 @@ CHANGES = {
     # Of stages that this pipeline does not have.
     "prune.search.max_parameters=2e5": [],
     "teacher.samples_per_token=10": [],
+    "tokenizers.documents=1": [],
     "pretrain.lr=1e-4": [],
     "distill_long.seq_length=64": [],
     "distill_long.rotary_base=5e5": [],

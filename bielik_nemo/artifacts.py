@@ -111,6 +111,8 @@ class Manifest:
         metrics: what the stage measured.
         seconds: wall time of all attempts that this process knows of.
         changes: of the stage's task beside `config`, by whoever imported it; see recipes/task.py.
+        gpus: how many it held, as the configuration says; 0: none.
+        price: {per_gpu_hour, currency} of each, where it was known.
     """
 
     stage: str
@@ -126,6 +128,8 @@ class Manifest:
     code: str = field(default_factory=lambda: code_version())
     packages: dict[str, str] = field(default_factory=lambda: package_versions())
     changes: dict[str, str] = field(default_factory=dict)
+    gpus: int = 0
+    price: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:

@@ -196,9 +196,19 @@ def _work(config: Config, stage: Stage, run_dir: Path, start: Start, **known: An
             started=started.isoformat(timespec="seconds"),
             seconds=seconds,
             changes=dict(stage.changes),
+            **_held(config, stage),
             **known,
         ).write(directory)
     return seconds
+
+
+def _held(config: Config, stage: Stage) -> dict[str, Any]:
+    """The GPUs that the stage had, and what each is paid for an hour."""
+    cluster = config.cluster
+    if not stage.gpu or not cluster.gpu_memory_gib:
+        return {}
+    price = {"per_gpu_hour": cluster.price_per_gpu_hour, "currency": cluster.currency}
+    return {"gpus": stage.world_size(config)} | ({"price": price} if cluster.price_per_gpu_hour else {})
 
 
 def _execute(config: Config, stage: Stage, run_dir: Path, start: Start) -> dict[str, Any]:

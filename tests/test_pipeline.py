@@ -386,6 +386,19 @@ def test_several_processes_are_ranks_of_the_worker(graph, config: Config, monkey
     assert Manifest.read(Path(config.run.dir) / "data").metrics == {"ranks": 2}
 
 
+def test_a_manifest_says_what_a_stage_held(graph, config: Config, monkeypatch):
+    """GPUs where the machines have some and the stage uses them, a price where it is known."""
+    config.cluster.gpu_memory_gib, config.cluster.price_per_gpu_hour, config.cluster.currency = 80.0, 2.5, "PLN"
+    change(monkeypatch, graph, "data", gpu=False)
+    pipeline.run(config)
+    found = [Manifest.read(Path(config.run.dir) / name) for name in ("import_hf", "data")]
+    assert [each.gpus for each in found] == [1, 0]
+    assert [each.price for each in found] == [{"per_gpu_hour": 2.5, "currency": "PLN"}, {}]
+    config.cluster.price_per_gpu_hour, config.run.seed = 0.0, 7
+    pipeline.run(config)
+    assert Manifest.read(Path(config.run.dir) / "import_hf").price == {}
+
+
 def test_training_on_several_machines_is_not_for_this_command(graph, config: Config, monkeypatch):
     change(monkeypatch, graph, "data", trains=True)
     config.cluster.nodes = 2

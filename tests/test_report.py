@@ -26,9 +26,9 @@ from bielik_nemo import report
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.errors import DataError
 from bielik_nemo.report import words
-from bielik_nemo.report.numbers import gap_closed
 from bielik_nemo.report.page import page
 from bielik_nemo.report.plots import ranks, refits, spread
+from bielik_nemo.report.quality import gap_closed
 from bielik_nemo.report.style import PALETTE
 
 PROMPT = "Run <script>alert('x')</script> & \"wait\"\n\tthen"
@@ -413,15 +413,16 @@ def test_page_loads_nothing_and_repeats_no_id(run_dir):
 
 
 def test_plots_are_named_and_take_the_page_colours(run_dir):
-    """Five plots (layers, KL, held-out loss, learning rate, gradient norm), no fixed colour in any."""
+    """Six plots (KL, held-out loss, learning rate, gradient norm, shapes, layers), no fixed colour in any."""
     html = page(report.collect(run_dir))
     plots = html.split("<svg ")[1:]
-    assert len(plots) == 5
+    assert len(plots) == 6
     assert [plot.split("<title>")[1].split("<")[0] for plot in plots] == [
         "KL divergence from the teacher, nats per token, by step",
         "Held-out loss, nats per token, by step",
         "Learning rate, by step",
         "Gradient norm, by step",
+        "The shape before and after, with 2 and 1 layers",
         "Importance of each of 2 layers; dropped: 1",
     ]
     for plot in plots:
@@ -429,7 +430,7 @@ def test_plots_are_named_and_take_the_page_colours(run_dir):
         assert 'role="img"' in svg and "var(--" in svg
         assert not any(colour in svg for pair in PALETTE.values() for colour in pair)
     assert "prefers-color-scheme: dark" in html
-    assert all(f">{label}<" in plots[4] for label in ("kept (1)", "dropped (1)"))
+    assert all(f">{label}<" in plots[5] for label in ("kept (1)", "dropped (1)"))
     assert all(f">{label}<" in plots[1] for label in ("source 2.000", "pruned 4.000"))
 
 
@@ -677,7 +678,7 @@ def test_plots_have_one_scale(searched):
     put(path, json.loads(path.read_text()) | {"squared_errors": ERRORS})
     html = page(report.collect(searched))
     plots = re.findall(r'<figure( class="wide")?>(?:<figcaption>.*?</figcaption>)?<svg viewBox="0 0 ([\d.]+) ', html)
-    assert [(bool(wide), float(width)) for wide, width in plots] == [(False, 302.4)] * 4 + [(True, 619.2)] * 3
+    assert [(bool(wide), float(width)) for wide, width in plots] == [(False, 302.4)] * 4 + [(True, 619.2)] * 4
 
 
 def test_candidates_fit_the_terminal(searched):

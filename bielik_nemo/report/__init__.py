@@ -4,7 +4,6 @@
     write(run_dir)    report.json and report.html         (page.py, with plots.py and style.py)
     table(numbers)    what the terminal shows             (terminal.py)
     candidates(found) the search alone, for the terminal  (search.py)
-    tokenizers_table(found)  tokenizers alone             (tokenizers.py)
 
 Nothing here imports torch; matplotlib is loaded only when a plot is drawn.
 """
@@ -20,9 +19,8 @@ from bielik_nemo.report.numbers import collect
 from bielik_nemo.report.page import page
 from bielik_nemo.report.search import candidates
 from bielik_nemo.report.terminal import table
-from bielik_nemo.report.tokenizers import tokenizers_table
 
-__all__ = ["candidates", "collect", "table", "tokenizers_table", "write"]
+__all__ = ["candidates", "collect", "table", "write"]
 
 
 def write(run_dir: str | Path) -> Path:

@@ -19,11 +19,11 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from bielik_nemo.errors import DataError
 from bielik_nemo.report import markup, plots, words
 from bielik_nemo.report.curves import curve
-from bielik_nemo.report.files import by_model, numbers_of, read
+from bielik_nemo.report.files import by_model, numbers_of, of_models, read, rows_of
 
 MEASURED = {
     "likelier": "Chosen likelier<br>than rejected",
@@ -53,18 +53,16 @@ def collect(run_dir: Path, evaluation: Path, content: dict[str, Any]) -> dict[st
         },
         "sft": curve(run_dir / "sft" / "metrics.jsonl"),
         "dpo": curve(run_dir / "dpo" / "metrics.jsonl"),
-        "answer_loss": numbers_of(evaluation, content.get("answer_loss"), words.ROLES, "answer_loss."),
+        "answer_loss": of_models(evaluation, content, "answer_loss"),
         **{
-            name: by_model(evaluation, content, name, words.ROLES)
+            name: by_model(evaluation, content, name)
             for name in ("answer_loss_by_source", "answer_loss_by_language", "preference")
         },
     }
 
 
 def _sources(path: Path, unit: str) -> list[dict[str, Any]]:
-    rows = read(path).get("sources", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: sources: found {rows!r:.80}, allowed: a list of sources")
+    rows = rows_of(path, read(path), "sources")
     for index, row in enumerate(rows):
         numbers_of(path, row, (unit, *_COUNTS), f"sources[{index}].")
     return [{key: row[key] for key in ("name", "language", unit, *_COUNTS) if key in row} for row in rows]
@@ -157,11 +155,10 @@ def table(numbers: dict[str, Any]) -> Table | None:
     found.add_column("model")
     for heading in ("answers\nnats/token", "chosen\nlikelier", "accuracy", "margin", "chosen\nvs. reference", "KL"):
         found.add_column(heading, justify="right")
-    for role in words.ROLES:
-        if role in losses or role in pairs:
-            each = pairs.get(role, {})
-            told = [f"{each[key]:.1%}" if key in each else "" for key in SHARES]
-            told += [f"{each[key]:+.3f}" if key in each else "" for key in ("margin", "chosen_log_ratio")]
-            told += [f"{each['kl']:.4f}"] if "kl" in each else [""]
-            found.add_row(role, f"{losses[role]:.3f}" if role in losses else "", *told)
+    for name in words.ordered((*losses, *pairs)):
+        each = pairs.get(name, {})
+        told = [f"{each[key]:.1%}" if key in each else "" for key in SHARES]
+        told += [f"{each[key]:+.3f}" if key in each else "" for key in ("margin", "chosen_log_ratio")]
+        told += [f"{each['kl']:.4f}"] if "kl" in each else [""]
+        found.add_row(Text(name), f"{losses[name]:.3f}" if name in losses else "", *told)
     return found

@@ -6,11 +6,12 @@ NaN and infinity, which Python writes but JSON lacks, count as null.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bielik_nemo.errors import DataError
+from bielik_nemo.report import words
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,14 +50,37 @@ def numbers_of(
     return {key: value for key, value in found.items() if keep_null or value is not None}
 
 
-def by_model(path: Path, content: dict[str, Any], key: str, roles: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The numbers that `content[key]` has of each of these models: `{"source": {"pl": 2.5}}`; empty tables left out."""
+def of_models(path: Path, content: dict[str, Any], key: str) -> dict[str, float]:
+    """The number that `content[key]` has of each model, those of the pipeline first: `{"source": 2.5}`."""
+    table = content.get(key)
+    return numbers_of(path, table, words.ordered(table) if isinstance(table, dict) else (), f"{key}.")
+
+
+def by_model(path: Path, content: dict[str, Any], key: str) -> dict[str, dict[str, float]]:
+    """The numbers that `content[key]` has of each model: `{"source": {"pl": 2.5}}`; empty tables left out."""
     tables = content.get(key) or {}
     if not isinstance(tables, dict):
-        raise DataError(f"{path}: {key}: found {tables!r:.80}, allowed: an object of {', '.join(roles)}")
-    found = {role: tables[role] for role in roles if tables.get(role)}
-    numbers = {role: numbers_of(path, table, table, f"{key}.{role}.") for role, table in found.items()}
-    return {role: each for role, each in numbers.items() if each}
+        raise DataError(f"{path}: {key}: found {tables!r:.80}, allowed: an object of {', '.join(words.ROLES)}")
+    found = {name: tables[name] for name in words.ordered(tables) if tables[name]}
+    numbers = {name: numbers_of(path, table, table, f"{key}.{name}.") for name, table in found.items()}
+    return {name: each for name, each in numbers.items() if each}
+
+
+def rows_of(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The list of objects under a key; empty where there is none."""
+    rows = content.get(key) or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: {key}: found {rows!r:.80}, allowed: a list of {key}")
+    return rows
+
+
+def texts_of(path: Path | str, table: dict[str, Any], keys: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """The texts that a JSON object has under these keys."""
+    found = {key: table[key] for key in keys if table.get(key) is not None}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise DataError(f"{path}: {prefix}{key}: found {value!r:.80}, allowed: text")
+    return found
 
 
 def needed(path: Path, table: dict[str, Any], keys: Iterable[str], prefix: str = "") -> None:

@@ -11,13 +11,28 @@ from bielik_nemo.report import words
 # What stands in a table's column: class of its cells.
 _CELLS = {"text": "", "number": ' class="num"', "bar": ' class="barcell"'}
 
-_SPELT = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
-
 
 def section(title: str, note: str, body: str) -> str:
     """A card with a heading and, if there is one, a note under it."""
     note = f"<p>{note}</p>\n" if note else ""
     return f"<section>\n<h2>{title}</h2>\n{note}{body}\n</section>"
+
+
+def figure(title: str, unit: str, plot: str, wide: bool = False) -> str:
+    """A plot under its caption, as wide as the card or one of several side by side (`panels`)."""
+    caption = f"<figcaption><b>{title}</b> {unit}</figcaption>" if title else ""
+    css = ' class="wide"' if wide else ""
+    return f"<figure{css}>{caption}{plot}</figure>"
+
+
+def panels(figures: Sequence[str]) -> str:
+    """Figures side by side; empty without any."""
+    return f'<div class="panels">{"".join(figures)}</div>' if figures else ""
+
+
+def verdict(text: str, kind: str = "") -> str:
+    """A badge; `kind` is good, bad or neither."""
+    return f'<span class="verdict {kind}">{text}</span>'
 
 
 def table(
@@ -50,15 +65,22 @@ def table(
     )
 
 
-def bar(share: float, role: str = "") -> str:
-    """A bar over `share` (0..1) of its cell. It repeats the number beside it, so it is not read out."""
-    return f'<span class="bar {role}" style="width:{100 * share:.1f}%" aria-hidden="true"></span>'
+def bar(share: float, name: str = "") -> str:
+    """A bar over `share` (0..1) of its cell, in a model's colour. It repeats a number, so it is not read out."""
+    return (
+        f'<span class="bar {colour(name) if name else ""}" style="width:{100 * share:.1f}%" aria-hidden="true"></span>'
+    )
 
 
-def model(role: str) -> str:
+def model(name: str) -> str:
     """The name of a model after a dot of its colour."""
-    dot = f'<span class="dot {role}" aria-hidden="true"></span>'
-    return f'<span class="model">{dot}{_SPELT.get(role, role.capitalize())}</span>'
+    dot = f'<span class="dot {colour(name)}" aria-hidden="true"></span>'
+    return f'<span class="model">{dot}{escape(words.model(name))}</span>'
+
+
+def colour(name: str) -> str:
+    """The name, in the style sheet and among the plots' colours, of a model's colour."""
+    return name if name in words.ROLES else "other"
 
 
 def by_model(heading: str, losses: Mapping[str, Mapping[str, float]]) -> str:

@@ -6,34 +6,51 @@ Every text that comes from the run is escaped. A section whose numbers are missi
 from __future__ import annotations
 
 from html import escape
-from statistics import median
 from typing import Any
 
-from bielik_nemo.report import alignment, markup, plots, rewards, search, words
+from bielik_nemo.report import (
+    alignment,
+    benchmarks,
+    cost,
+    formats,
+    markup,
+    quality,
+    rewards,
+    search,
+    shape,
+    speed,
+    tokenizers,
+    training,
+    words,
+)
 from bielik_nemo.report.style import stylesheet
 
 # Nothing may be loaded or run, whatever a sample says: escaping is the first lock, this is the second.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
+_TOLD = 3
+"""Sentences below the headline; the rest is in the first card."""
+
+
 def page(numbers: dict[str, Any]) -> str:
     """The whole document for the numbers of `collect`."""
     sections = (
-        _quality,
+        quality.by_stage,
+        benchmarks.section,
+        speed.section,
+        formats.section,
+        quality.section,
         alignment.answers,
         rewards.models,
-        _pretraining,
-        _distillation,
-        _longer,
-        _texts,
+        training.section,
         alignment.training,
         rewards.training,
         _search,
-        _architecture,
-        _layers,
-        _compensation,
+        shape.section,
+        tokenizers.section,
         _samples,
-        _time,
+        cost.section,
         _export,
     )
     body = "\n".join(part for part in (section(numbers) for section in sections) if part)
@@ -61,6 +78,7 @@ def page(numbers: dict[str, Any]) -> str:
 
 def _header(numbers: dict[str, Any], name: str) -> str:
     headline, *rest = words.sentences(numbers, arrow="→") or ["No stage has finished yet"]
+    rest = rest[:_TOLD] if len(rest) <= _TOLD else [*rest[: _TOLD - 1], rest[-1]]
     lede = f'<p class="lede">{_sentence("; ".join(rest))}.</p>\n' if rest else ""
     tiles = "".join(
         f'<div class="tile"><dt>{label}</dt><dd><b>{value}</b>{note}</dd></div>\n'
@@ -95,164 +113,8 @@ def _tiles(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _quality(numbers: dict[str, Any]) -> str:
-    losses, perplexities = numbers.get("held_out_loss", {}), numbers.get("perplexity", {})
-    if not losses:
-        return ""
-    longest = max(losses.values()) or 1.0
-    rows = [
-        [
-            markup.model(role),
-            f"{losses[role]:.3f}",
-            markup.bar(losses[role] / longest, role),
-            words.perplexity(perplexities[role]) if role in perplexities else "",
-        ]
-        for role in words.ROLES
-        if role in losses
-    ]
-    by_language = numbers.get("held_out_loss_by_language", {})
-    tokens = f" over {numbers['held_out_tokens']:,} tokens" if "held_out_tokens" in numbers else ""
-    note = f"Mean cross-entropy{tokens} of text that no stage learned from. Less is better."
-    heads = ["Model", "Loss<br>nats per token", "", "Perplexity"]
-    body = markup.table(heads, ["number", "bar", "number"], rows) + markup.by_model("Language", by_language)
-    return markup.section("Held-out loss", note, body)
-
-
-def _pretraining(numbers: dict[str, Any]) -> str:
-    note = "The source was trained further before it was scored, cut and taught; it is this model that is compared."
-    return _phase("Continued pre-training", note, numbers.get("pretraining", {}), "Cross-entropy of the source")
-
-
-def _longer(numbers: dict[str, Any]) -> str:
-    note = "The student goes on at another length, where also the held-out loss is another."
-    return _phase("Distillation at a longer context", note, numbers.get("curve_long", {}), "Loss at a longer context")
-
-
-def _phase(heading: str, note: str, curves: dict[str, list], loss: str) -> str:
-    """Loss and held-out loss of a phase that is not the first distillation."""
-    panels = plots.panels(
-        (loss, "nats per token", curves.get("training", []), {"loss": ""}, {}),
-        (f"{loss}, held-out text", "nats per token", curves.get("validation", []), {"held_out_loss": ""}, {}),
-    )
-    return markup.section(heading, note, panels) if panels else ""
-
-
-def _distillation(numbers: dict[str, Any]) -> str:
-    training, validation = (numbers.get("curve", {}).get(kind, []) for kind in ("training", "validation"))
-    losses = numbers.get("held_out_loss", {})
-    levels = {role: losses[role] for role in ("pruned", "source") if role in losses}
-    nats = "nats per token"
-    panels = plots.panels(
-        (_KL if _only_kl(training) else "Loss, of weighted parts", nats, training, {"loss": ""}, {}),
-        ("Held-out loss", nats, validation, {"held_out_loss": ""}, {"levels": levels}),
-        ("Agreement", "with the teacher on the likeliest token", training, {"agreement": ""}, {"minor": True}),
-        ("Tokens per second", "", training, {"tokens_per_second": ""}, {"minor": True}),
-        ("Learning rate", "", training, {"lr": ""}, {"minor": True}),
-        ("Gradient norm", "", training, {"grad_norm": ""}, {"minor": True}),
-    )
-    if not panels:
-        return ""
-    last = (training or validation)[-1]
-    facts = [f"{last['step']:,} steps"]
-    facts += [f"{last['tokens']:,} tokens"] if last.get("tokens") else []
-    rates = [row["tokens_per_second"] for row in training if row.get("tokens_per_second")]
-    facts += [f"{median(rates):,.0f} tokens per second (median)"] if rates else []
-    used = [row["mfu"] for row in training if row.get("mfu")]
-    facts += [f"{words.percent(median(used))} of the GPUs' peak (median)"] if used else []
-    result = numbers.get("distilled_step", last["step"])
-    facts += [f"the result is the student of step {result:,}"] if result != last["step"] else []
-    return markup.section("Distillation", ", ".join(facts) + ".", panels)
-
-
-def _texts(numbers: dict[str, Any]) -> str:
-    """What each stage that trains drew of each source."""
-    blends = numbers.get("blend", {})
-    rows = [
-        [
-            escape(row["name"]),
-            escape(row["language"]),
-            escape(stage),
-            f"{row['tokens']:,}",
-            f"{row['epochs']:.2f}",
-            words.percent(row["share"]),
-            markup.bar(row["share"]),
-        ]
-        for stage, sources in blends.items()
-        for row in sources
-    ]
-    if not rows:
-        return ""
-    heads = ["Source", "Language", "Stage", "Tokens drawn", "Epochs", "Share", ""]
-    note = "What training drew of each source. Text that is repeated for more than four epochs teaches little."
-    return markup.section("Training text", note, markup.table(heads, ["text", "text", *["number"] * 3, "bar"], rows))
-
-
-_KL = "KL divergence from the teacher"
-
-
-def _only_kl(training: list[dict[str, Any]]) -> bool:
-    """Whether the loss is the KL divergence alone: where agreement is told, so are all parts by name."""
-    parts = [(row["loss"], row.get("kl")) for row in training if "agreement" in row and row["loss"] is not None]
-    return all(kl is not None and abs(kl - loss) <= 1e-5 * abs(loss) for loss, kl in parts)
-
-
 def _search(numbers: dict[str, Any]) -> str:
     return search.section(numbers["search"]) if "search" in numbers else ""
-
-
-def _architecture(numbers: dict[str, Any]) -> str:
-    shapes, sizes = numbers.get("architecture", {}), numbers.get("parameters", {})
-    if not shapes:
-        return ""
-    lines = {"parameters": [sizes[role] for role in shapes]}
-    if words.counts_differ(numbers):
-        lines["parameters, one of the two embedding matrices left out"] = [sizes[f"{role}_once"] for role in shapes]
-    for name in next(iter(shapes.values())):
-        lines[name] = [shape[name] for shape in shapes.values()]
-    lines = {name: values for name, values in lines.items() if any(value is not None for value in values)}
-    heads = ["", *("Before" if role == "source" else "After" for role in shapes)]
-    rows = [[name, *map(markup.value, values)] for name, values in lines.items()]
-    same = None
-    if len(shapes) == 2:
-        heads.append("Difference")
-        same = [before == after for before, after in lines.values()]
-        for row, values in zip(rows, lines.values(), strict=True):
-            row.append(markup.difference(*values))
-    body = markup.table(heads, ["number"] * len(heads[1:]), rows, unchanged=same)
-    return markup.section("Architecture", "", body)
-
-
-_BLOCK_INFLUENCE = (
-    "Block Influence: how far a layer turns what passes through it (1 minus the cosine similarity of its "
-    "input and output). Higher is more important."
-)
-
-
-def _layers(numbers: dict[str, Any]) -> str:
-    layers = numbers.get("layers", {})
-    if "importance" not in layers:
-        return ""
-    method, note = layers.get("method"), _BLOCK_INFLUENCE
-    if method == "loss_increase":
-        note = "By how much the loss on calibration text rises without the layer, in nats per token."
-    if method == "contiguous_block":
-        note += " What to drop was chosen by the loss without each block of layers, not by this."
-    dropped = layers.get("dropped", [])
-    if dropped:
-        note += f" Dropped: {', '.join(map(str, sorted(dropped)))}."
-    svg = plots.layer_bars(layers["importance"], dropped)
-    return markup.section("Importance of each layer", note, f'<figure class="wide">{svg}</figure>')
-
-
-def _compensation(numbers: dict[str, Any]) -> str:
-    if "compensation" not in numbers:
-        return ""
-    note = (
-        "Squared error of the hidden stream relative to the source's, on the calibration text, behind each part of a "
-        "kept layer before and after its refit (what lies before it is refitted already)."
-    )
-    svg = plots.refits(numbers["compensation"])
-    return markup.section("Compensation", note, f'<figure class="wide">{svg}</figure>')
 
 
 def _samples(numbers: dict[str, Any]) -> str:
@@ -262,26 +124,13 @@ def _samples(numbers: dict[str, Any]) -> str:
     blocks = []
     for sample in numbers.get("samples", []):
         answers = "".join(
-            f"<div>{text(markup.model(role), sample[role])}</div>\n" for role in words.ROLES if role in sample
+            f"<div>{text(markup.model(name), sample[name])}</div>\n"
+            for name in words.ordered(sample)
+            if name != "prompt"
         )
         prompt = f'<div class="prompt">{text("Prompt", sample.get("prompt", ""))}</div>'
         blocks.append(f'<div class="sample">\n{prompt}\n<div class="answers">\n{answers}</div></div>')
     return markup.section("How they continue a text", "", "\n".join(blocks)) if blocks else ""
-
-
-def _time(numbers: dict[str, Any]) -> str:
-    seconds = numbers.get("seconds", {})
-    total = sum(seconds.values())
-    if not total:
-        return ""
-    longest = max(seconds.values())
-    rows = [
-        [escape(stage), words.duration(value), words.percent(value / total), markup.bar(value / longest)]
-        for stage, value in seconds.items()
-    ]
-    foot = ["Total", words.duration(total), "", ""]
-    body = markup.table(["Stage", "Time", "Share", ""], ["number", "number", "bar"], rows, foot)
-    return markup.section("Time per stage", "", body)
 
 
 def _export(numbers: dict[str, Any]) -> str:
@@ -291,8 +140,8 @@ def _export(numbers: dict[str, Any]) -> str:
     tokens = f" over {parity['tokens']:,} tokens" if "tokens" in parity else ""
     allowed = f", where {parity['tolerance']:.0e} is allowed" if "tolerance" in parity else ""
     verdict = words.parity_verdict(parity)
-    css = "verdict good" if verdict == words.WITHIN else "verdict bad"
-    badge = f' <span class="{css}">{_sentence(verdict)}</span>' if verdict else ""
+    kind = "good" if verdict == words.WITHIN else "bad"
+    badge = f" {markup.verdict(_sentence(verdict), kind)}" if verdict else ""
     note = "The exported checkpoint, loaded by plain transformers, against the Megatron model it came from."
     found = f"Largest difference of a logit{tokens}: <b>{parity['max_abs_logit_diff']:.1e}</b>{allowed}."
     return markup.section("Parity of the export", note, found + badge)

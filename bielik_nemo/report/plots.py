@@ -1,30 +1,20 @@
-"""The report's plots: matplotlib figures as SVG text that stands inside the page.
-
-The text of a plot stays text, in the page's own font and colours, so that it follows the light or dark screen
-(style.py). Nothing goes through pyplot or a user's matplotlibrc, and the same numbers give the same bytes.
-"""
+"""The report's plots of what stages measured: curves, layers, candidates, refits (see canvas.py)."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from bielik_nemo.report.style import PALETTE
+from bielik_nemo.report import markup
+from bielik_nemo.report.canvas import COLOUR, FLAT, LOW, PANEL, STEPS, WIDE, legend, number, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOUR = {name: light for name, (light, _) in PALETTE.items()}
-# Inches of width and height. The page scales a plot to its column, text and all.
-_WIDE, _FLAT, _PANEL, _LOW = (8.6, 2.7), (8.6, 2.0), (4.2, 2.3), (4.2, 1.5)
 # A line of text as a share of the height of a wide plot's axes.
 _LINE = 0.07
 _DASHES = {"source": (5, 3), "pruned": (1.5, 2)}
 _PARTS = {"attention": ("attention", "source"), "ffn": ("FFN", "distilled")}
-_STEPS = (1, 2, 2.5, 5, 10)
 _MANY_POINTS = 40
 # Colours of the lines of one plot, in turn.
 _LINES = ("distilled", "pruned", "source", "sft", "dpo", "merged")
@@ -38,16 +28,16 @@ def layer_bars(importance: Sequence[float | None], dropped: Sequence[int]) -> st
         for label, colour, hatch in (("kept", "source", None), ("dropped", "pruned", "////")):
             chosen = [layer for layer in range(len(importance)) if (layer in gone) == (label == "dropped")]
             if chosen:
-                heights = [_number(importance[layer]) for layer in chosen]
-                style = {"color": _COLOUR[colour], "width": 0.72, "label": f"{label} ({len(chosen)})"}
-                edge = {"edgecolor": _COLOUR["card"], "linewidth": 0} if hatch else {}
+                heights = [number(importance[layer]) for layer in chosen]
+                style = {"color": COLOUR[colour], "width": 0.72, "label": f"{label} ({len(chosen)})"}
+                edge = {"edgecolor": COLOUR["card"], "linewidth": 0} if hatch else {}
                 axes.bar(chosen, heights, hatch=hatch, **style, **edge)
         axes.set_xlim(-0.8, len(importance) - 0.2)
         axes.set_xlabel("layer, counted from 0", loc="right")
-        _legend(axes)
+        legend(axes)
 
     listed = ", ".join(str(layer) for layer in sorted(gone)) or "none"
-    return _svg(f"Importance of each of {len(importance)} layers; dropped: {listed}", _WIDE, paint)
+    return svg(f"Importance of each of {len(importance)} layers; dropped: {listed}", WIDE, paint)
 
 
 def panels(*wanted: tuple[str, str, Sequence[Mapping[str, Any]], Mapping[str, str], dict[str, Any]]) -> str:
@@ -56,9 +46,9 @@ def panels(*wanted: tuple[str, str, Sequence[Mapping[str, Any]], Mapping[str, st
     for title, unit, rows, keys, options in wanted:
         rows = [row for row in rows if any(key in row for key in keys)]
         if rows:
-            svg = curve(", ".join(filter(None, (title, unit, "by step"))), rows, keys, **options)
-            drawn.append(f"<figure><figcaption><b>{title}</b> {unit}</figcaption>{svg}</figure>")
-    return f'<div class="panels">{"".join(drawn)}</div>' if drawn else ""
+            plot = curve(", ".join(filter(None, (title, unit, "by step"))), rows, keys, **options)
+            drawn.append(markup.figure(title, unit, plot))
+    return markup.panels(drawn)
 
 
 def columns(rows: list[dict[str, Any]], table: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -87,26 +77,26 @@ def curve(
     def paint(axes: Axes) -> None:
         marker = "o" if len(rows) <= _MANY_POINTS else None
         style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
-        for number, (key, label) in enumerate(keys.items()):
-            colour = _COLOUR["muted" if minor else _LINES[number % len(_LINES)]]
-            values = [_number(row.get(key)) for row in rows]
+        for i, (key, label) in enumerate(keys.items()):
+            colour = COLOUR["muted" if minor else _LINES[i % len(_LINES)]]
+            values = [number(row.get(key)) for row in rows]
             axes.plot(steps, values, color=colour, label=label or "distilled", **style)
         if error:
-            middle, width = ([_number(row.get(key)) for row in rows] for key in (next(iter(keys)), error))
+            middle, width = ([number(row.get(key)) for row in rows] for key in (next(iter(keys)), error))
             low, high = ([m + sign * w for m, w in zip(middle, width, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=_COLOUR[_LINES[0]], alpha=0.2, linewidth=0)
+            axes.fill_between(steps, low, high, color=COLOUR[_LINES[0]], alpha=0.2, linewidth=0)
         for role, height in (levels or {}).items():
             _level(axes, role, height)
         if zero:
-            axes.axhline(0, color=_COLOUR["muted"], linewidth=0.8)
+            axes.axhline(0, color=COLOUR["muted"], linewidth=0.8)
         if levels or len(keys) > 1:
-            _legend(axes)
-        elif not any(_number(row.get(key)) < 0 for row in rows for key in keys):
+            legend(axes)
+        elif not any(number(row.get(key)) < 0 for row in rows for key in keys):
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step", loc="right")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if 0 < value < 0.01 else f"{value:g}")
 
-    return _svg(title, _LOW if minor else _PANEL, paint)
+    return svg(title, LOW if minor else PANEL, paint)
 
 
 def ranks(points: Sequence[tuple[str, float, float]], source: float | None = None) -> str:
@@ -122,23 +112,23 @@ def ranks(points: Sequence[tuple[str, float, float]], source: float | None = Non
         margin = 0.1 * _range(every) or 0.1
         low, high = min(every) - margin, max(every) + margin
         places = spread([(height - low) / (high - low) for height in up], min(_LINE, 1 / len(up)))
-        leader = {"arrowstyle": "-", "color": _COLOUR["muted"], "linewidth": 0.4, "relpos": (0, 0.5)}
+        leader = {"arrowstyle": "-", "color": COLOUR["muted"], "linewidth": 0.4, "relpos": (0, 0.5)}
         for rank, (name, x, y, place) in enumerate(zip(names, across, up, places, strict=True), start=1):
             at = {"xytext": (1.02, place), "textcoords": "axes fraction", "va": "center"}
-            axes.annotate(f"{rank}. {name}", (x, y), **at, color=_COLOUR["ink"], arrowprops=leader)
-        axes.scatter(across, up, s=22, color=_COLOUR["distilled"], label="candidates", zorder=3)
+            axes.annotate(f"{rank}. {name}", (x, y), **at, color=COLOUR["ink"], arrowprops=leader)
+        axes.scatter(across, up, s=22, color=COLOUR["distilled"], label="candidates", zorder=3)
         if len(every) > len(up):
             _level(axes, "source", source)
         axes.set_ylim(low, high)
-        axes.xaxis.get_major_locator().set_params(integer=False, steps=_STEPS)
+        axes.xaxis.get_major_locator().set_params(integer=False, steps=STEPS)
         axes.margins(x=0.08)
         axes.set_xlabel("pruned, nats per token", loc="right")
         axes.set_ylabel("distilled, nats per token", loc="top")
-        _legend(axes)
+        legend(axes)
 
     listed = "; ".join(f"rank {rank}: {name}, {x:.3f}, {y:.3f}" for rank, (name, x, y) in enumerate(points, start=1))
     title = "Held-out loss of the candidates when pruned and when distilled"
-    return _svg(f"{title}. {listed}", (_WIDE[0], max(_WIDE[1], 0.6 + 0.15 * len(points))), paint)
+    return svg(f"{title}. {listed}", (WIDE[0], max(WIDE[1], 0.6 + 0.15 * len(points))), paint)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -163,68 +153,20 @@ def refits(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             name, colour = _PARTS[part]
             at = [row["layer"] + (i - (len(parts) - 1) / 2) * width for row in rows]
             for when, alpha in (("before", 0.35), ("after", 1.0)):
-                style = {"color": _COLOUR[colour], "alpha": alpha, "width": 0.92 * width}
-                axes.bar(at, [_number(row[when]) for row in rows], label=f"{name} {when}", **style)
+                style = {"color": COLOUR[colour], "alpha": alpha, "width": 0.92 * width}
+                axes.bar(at, [number(row[when]) for row in rows], label=f"{name} {when}", **style)
         axes.set_xlim(-0.8, last + 0.8)
         axes.set_xlabel("layer, counted from 0", loc="right")
-        _legend(axes)
+        legend(axes)
 
     listed = ", ".join(f"{_PARTS[part][0]} of {len(rows)} layers" for part, rows in parts.items())
-    return _svg(f"Relative squared error before and after the refit: {listed}", _FLAT, paint)
-
-
-def _svg(title: str, size: tuple[float, float], paint: Any) -> str:
-    """Draw on fresh axes and return one <svg> element, named `title` for those who cannot see it."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        muted, line = _COLOUR["muted"], _COLOUR["line"]
-        matplotlib.rcParams.update({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 7.5})
-        matplotlib.rcParams["text.parse_math"] = False  # a name may have a dollar sign
-        matplotlib.rcParams.update({f"{axis}tick.labelcolor": muted for axis in "xy"})
-        matplotlib.rcParams.update({"axes.labelcolor": muted, "axes.edgecolor": line, "hatch.linewidth": 1.2})
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        axes.grid(axis="y", color=line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if size == _LOW else 5, steps=_STEPS))
-        paint(axes)
-        file = io.StringIO()
-        nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nobody)
-    return _inline(file.getvalue(), title)
-
-
-def _inline(text: str, title: str) -> str:
-    """Make an SVG file part of a page: no prologue, fixed size or repeated ids; colours by name."""
-    box, body = re.search(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>(.*)', text, re.DOTALL).groups()
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    for name, colour in _COLOUR.items():
-        body = body.replace(colour, f"var(--{name})")
-    named = escape(title)
-    return f'<svg viewBox="{box}" role="img" aria-label="{named}"><title>{named}</title>{body}'
+    return svg(f"Relative squared error before and after the refit: {listed}", FLAT, paint)
 
 
 def _level(axes: Axes, role: str, height: float) -> None:
     style = {"linewidth": 1.4, "dashes": _DASHES[role], "label": f"{role} {height:.3f}"}
-    axes.axhline(height, color=_COLOUR[role], **style)
-
-
-def _legend(axes: Axes) -> None:
-    where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 4, "borderaxespad": 0.2}
-    axes.legend(**where, frameon=False, handlelength=1.8, columnspacing=1.6, labelcolor=_COLOUR["ink"])
+    axes.axhline(height, color=COLOUR[role], **style)
 
 
 def _range(values: Sequence[float]) -> float:
     return max(values) - min(values)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

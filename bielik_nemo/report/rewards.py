@@ -16,11 +16,12 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from bielik_nemo.errors import DataError
 from bielik_nemo.report import markup, plots, words
 from bielik_nemo.report.curves import curve
-from bielik_nemo.report.files import by_model, numbers_of, parse, read
+from bielik_nemo.report.files import by_model, numbers_of, parse, read, rows_of
 
 MEASURED = {
     "reward": "Reward",
@@ -41,7 +42,7 @@ _SHOWN, _LONGEST = 2, 2000
 
 def collect(run_dir: Path, evaluation: Path, content: dict[str, Any]) -> dict[str, Any]:
     """The numbers; `content` is that of the stage `evaluate`'s file. Raises `DataError`."""
-    measured = by_model(evaluation, content, "tasks", words.ROLES)
+    measured = by_model(evaluation, content, "tasks")
     return {
         "tasks": _sources(run_dir / "tasks" / "summary.json"),
         "grpo": curve(run_dir / "grpo" / "metrics.jsonl"),
@@ -51,9 +52,7 @@ def collect(run_dir: Path, evaluation: Path, content: dict[str, Any]) -> dict[st
 
 
 def _sources(path: Path) -> list[dict[str, Any]]:
-    rows = read(path).get("sources", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: sources: found {rows!r:.80}, allowed: a list of sources")
+    rows = rows_of(path, read(path), "sources")
     for index, row in enumerate(rows):
         numbers_of(path, row, _COUNTS, f"sources[{index}].")
     return [{key: row[key] for key in ("name", "language", *_COUNTS) if key in row} for row in rows]
@@ -146,7 +145,7 @@ def _samples(numbers: dict[str, Any]) -> str:
         facts = [f"reward {row['value']:g}"] if "value" in row else []
         facts += [f"{row['tokens']:,} tokens"] if "tokens" in row else []
         facts += [f"{escape(name)} {value:g}" for name, value in row["parts"].items()]
-        verdict = f'<span class="verdict {_VERDICTS[row["verdict"]]}">{row["verdict"]}</span>'
+        verdict = markup.verdict(row["verdict"], _VERDICTS[row["verdict"]])
         answer = f"<div>{text(f'Answer {verdict}', row['answer'])}<p>{', '.join(facts)}</p></div>"
         prompt = f'<div class="prompt">{text("Task", row["prompt"])}</div>'
         blocks.append(f'<div class="sample">\n{prompt}\n<div class="answers">\n{answer}\n</div></div>')
@@ -174,5 +173,5 @@ def table(numbers: dict[str, Any]) -> Table | None:
         table.add_column(heading, justify="right")
     for role, each in found.items():
         told = [_measured(each, key) for key in ("reward", "correct", "answer_tokens", "wrong_tokens")]
-        table.add_row(role, *(cell.replace("±", "+-") for cell in told))
+        table.add_row(Text(role), *(cell.replace("±", "+-") for cell in told))
     return table

@@ -18,6 +18,7 @@ PALETTE = {
     "dpo": ("#b0236c", "#ff8fc4"),
     "grpo": ("#0b7391", "#5cc8e8"),
     "merged": ("#7d6200", "#dcc04a"),
+    "other": ("#4f6272", "#9fb3c4"),
 }
 
 _RULES = """
@@ -46,13 +47,14 @@ section { padding: 1.5rem 1.6rem 1.6rem }
   letter-spacing: -.01em }
 
 .wide { overflow-x: auto }
-.wide + .wide, .panels + .wide { margin-top: 1.6rem }
+.wide + .wide, .panels + .wide, .wide + .panels { margin-top: 1.6rem }
 table { border-collapse: collapse; width: 100%; font-size: .95rem }
 th, td { padding: .5rem 1rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left }
 tr > :last-child { padding-right: 0 }
 thead th { color: var(--muted); font-size: .88rem; font-weight: 500; line-height: 1.3;
   vertical-align: bottom }
 tbody th { font-weight: 500 }
+small { color: var(--muted); font-weight: 400; font-size: .82em }
 tbody tr:last-child > * { border-bottom: 0 }
 tfoot > tr > * { border-top: 1px solid var(--line); border-bottom: 0; font-weight: 650 }
 tr.same > * { color: var(--muted); font-weight: 400 }
@@ -68,6 +70,7 @@ tr.same > * { color: var(--muted); font-weight: 400 }
 .dpo { background: var(--dpo) }
 .grpo { background: var(--grpo) }
 .merged { background: var(--merged) }
+.other { background: var(--other) }
 
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: 1.5rem 2.2rem; align-items: end }

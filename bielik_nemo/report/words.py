@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 COMPRESSED = ("source", "pruned", "distilled")
@@ -9,7 +10,20 @@ COMPRESSED = ("source", "pruned", "distilled")
 ROLES = (*COMPRESSED, "sft", "dpo", "grpo", "merged")
 """The models that a run compares, in the order in which they came to be."""
 
+_SPELT = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
+
 WITHIN, OUTSIDE = "within tolerance", "OUTSIDE TOLERANCE"
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of models, each once: those of the pipeline as they came to be, then any others as they are given."""
+    others = dict.fromkeys(names)
+    return [role for role in ROLES if role in others] + [name for name in others if name not in ROLES]
+
+
+def model(name: str) -> str:
+    """How a model is called in a heading: SFT, Distilled; one that is not the pipeline's by its own name."""
+    return _SPELT.get(name, name.capitalize() if name in ROLES else name)
 
 
 def count(number: int) -> str:
@@ -43,6 +57,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def signed_percent(share: float) -> str:
+    """0.0123 is +1.23 %."""
+    return f"{100 * share:+.2f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def gigabytes(size: float) -> str:
+    """1,234,567,890 bytes are 1.23 GB; below a tenth of one 12.3 MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th, 21st."""
     ends = {1: "st", 2: "nd", 3: "rd"}
@@ -56,6 +80,8 @@ def perplexity(value: float) -> str:
 
 def size(numbers: dict[str, Any], role: str, once: bool = False) -> int | None:
     """Number of parameters of the source, or of a later model (the target, where it was cut), if known."""
+    if role not in ROLES:
+        return None
     sizes = numbers.get("parameters", {})
     key = "target" if role in COMPRESSED[1:] or (role != "source" and "target" in sizes) else "source"
     return sizes.get(f"{key}_once" if once else key)
@@ -68,28 +94,29 @@ def counts_differ(numbers: dict[str, Any]) -> bool:
 
 def sentences(numbers: dict[str, Any], arrow: str = "->") -> list[str]:
     """What became what, as far as the run came: parameters, held-out loss, gap closed."""
-    found = []
+
+    def chain(values: Mapping[str, float | None], spell: Callable[[float], str]) -> str:
+        told = [f"{spell(values[role])} {role}" for role in ROLES if values.get(role) is not None]
+        return f" {arrow} ".join(told)
+
+    def part(table: str, key: str) -> dict[str, float | None]:
+        return {name: each.get(key) for name, each in numbers.get(table, {}).items()}
+
     sizes = [size(numbers, role) for role in ("source", "pruned")]
-    if any(sizes):
-        found.append(f" {arrow} ".join(count(number) for number in sizes if number) + " parameters")
-    losses = numbers.get("held_out_loss", {})
-    if losses:
-        chain = f" {arrow} ".join(f"{loss:.3f} {role}" for role, loss in losses.items())
-        found.append(f"held-out loss (nats per token) {chain}")
+    found = [f" {arrow} ".join(count(number) for number in sizes if number) + " parameters"] if any(sizes) else []
+    if losses := chain(numbers.get("held_out_loss", {}), "{:.3f}".format):
+        found.append(f"held-out loss (nats per token) {losses}")
     if "gap_closed" in numbers:
         found.append(f"{percent(numbers['gap_closed'])} of the gap closed")
-    answers = numbers.get("answer_loss", {})
-    if answers:
-        chain = f" {arrow} ".join(f"{loss:.3f} {role}" for role, loss in answers.items())
-        found.append(f"held-out answers (nats per trained token) {chain}")
-    likelier = {role: each["likelier"] for role, each in numbers.get("preference", {}).items() if "likelier" in each}
-    if likelier:
-        chain = f" {arrow} ".join(f"{percent(share)} {role}" for role, share in likelier.items())
-        found.append(f"held-out pairs whose chosen answer is the likelier {chain}")
-    rewards = {role: each["reward"] for role, each in numbers.get("rewards", {}).items() if "reward" in each}
-    if rewards:
-        chain = f" {arrow} ".join(f"{reward:.3f} {role}" for role, reward in rewards.items())
-        found.append(f"mean reward on held-out tasks {chain}")
+    if answers := chain(numbers.get("answer_loss", {}), "{:.3f}".format):
+        found.append(f"held-out answers (nats per trained token) {answers}")
+    if likelier := chain(part("preference", "likelier"), percent):
+        found.append(f"held-out pairs whose chosen answer is the likelier {likelier}")
+    if rewards := chain(part("rewards", "reward"), "{:.3f}".format):
+        found.append(f"mean reward on held-out tasks {rewards}")
+    means = numbers.get("benchmarks", {}).get("mean", {})
+    if recovered := chain({name: each.get("value") for name, each in means.items()}, percent):
+        found.append(f"kept of the source's benchmarks {recovered}")
     return found
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo import artifacts, report, ui
+from bielik_nemo import artifacts, ui
 from bielik_nemo.config import Config
 from bielik_nemo.data.builtin import resolve_model_source
 from bielik_nemo.data.fertility import Fertility
@@ -41,6 +41,5 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             found[name] = {"vocab_size": len(tokenizer), "languages": records}
             advance(name)
     artifacts.write_json(here / "metrics.json", {"tokenizers": found})
-    ui.show(report.tokenizers_table(found))
     measured = {name: each["languages"] for name, each in found.items()}
     return {name: {key: each["characters_per_token"] for key, each in by.items()} for name, by in measured.items()}

@@ -98,11 +98,13 @@ def test_numbers_are_those_of_the_files(run_dir):
 
 
 def test_page_tells_every_model_every_curve_and_every_source(run_dir):
-    """Curves: SFT loss, held-out, by source, by language, rate, norm; DPO loss, held-out loss, accuracy, margin, both
-    answers against the reference, rewards."""
+    """Two measures of every model; curves of SFT: loss, held-out, by source, by language, rate, norm; of DPO: loss,
+    held-out loss, accuracy, margin, both answers against the reference, rewards."""
     html = page(report.collect(run_dir))
     titles = [plot.split("<title>")[1].split("<")[0] for plot in html.split("<svg ")[1:]]
     assert titles == [
+        "Answers by model: source 3.5, sft 2, dpo 2.125",
+        "Pairs by model: sft 0.25, dpo 0.75",
         "Loss, nats per trained token, by step",
         "Held-out answers, nats per trained token, by step",
         "Held-out answers, by source, by step",

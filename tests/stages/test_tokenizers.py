@@ -55,7 +55,7 @@ def test_every_tokenizer_is_measured_by_language(overrides):
     assert words["characters_per_token"] == pytest.approx(4) and words["tokens_per_word"] == pytest.approx(1)
     assert found["words"]["languages"]["en"]["tokens"] == 1
     console = Console(width=80, record=True)
-    console.print(report.tokenizers_table(found))
+    console.print(report.table({"tokenizers": found}))
     row = next(line for line in console.export_text().splitlines() if line.split()[:2] == ["pl", "words"])
     assert row.split() == ["pl", "words", "7", "4.00", "4.50", "1.00"]
 

@@ -6,6 +6,7 @@ See config.py, whose rules these follow.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 
 @dataclass
@@ -24,3 +25,22 @@ class Evaluate:
     batch_size: int = 4
     prompts: list[str] = field(default_factory=list)
     sample_tokens: int = 32
+
+
+@dataclass
+class Point:
+    """One load under which speed is measured: so many prompts of one length, answered side by side."""
+
+    input_tokens: int = 512
+    output_tokens: int = 128
+    concurrency: int = 1
+
+
+@dataclass
+class Benchmark:
+    """How fast the source and what was made of it answer, in `model.dtype`, each in a process of its own."""
+
+    engine: str = "transformers"  # transformers, vllm
+    points: list[Point] = field(default_factory=lambda: [Point()])
+    repeats: int = 5  # of each point by each model, in turns; medians count
+    bandwidth_gb_s: Optional[float] = None  # of the memory, for the analytic limit; None: measured

@@ -39,6 +39,7 @@ SOURCE_FILES = {
     "preferences": ("**/*.jsonl",),
     "tasks": ("**/*.jsonl",),
     "merge": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "weights/*"),
+    "benchmark": ("*.safetensors", "*.json"),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -82,7 +83,7 @@ def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
 
 def sources(config: Config, stage: Stage) -> dict[str, str]:
     """What a stage reads outside the run directory: its path, by what it is to the stage."""
-    if stage.name == "import_hf":
+    if stage.name in ("import_hf", "benchmark"):
         return {"model.source": config.model.source}
     texts = {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
     if stage.name == "tokenizers":

@@ -85,6 +85,8 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)
+        if "benchmark" in wanted:
+            local += _benchmark(config, wanted)
         if "merge" in wanted:
             local += _absent_models(config)
             errors += _models(config)
@@ -159,6 +161,21 @@ def architecture(config: Config) -> Architecture | None:
         return source_architecture(config) or Architecture.from_hf(config.model.source)
     except (ConfigError, CheckpointError):
         return None
+
+
+def _benchmark(config: Config, wanted: Sequence[str]) -> Iterator[str]:
+    """Loads longer than what the models were made for, and what is missing to measure them."""
+    if "import_hf" not in wanted:
+        yield from _absent_source(config)
+    if config.benchmark.engine == "vllm" and not find_spec("vllm"):
+        yield "benchmark.engine: found vllm, which is not installed, allowed: transformers"
+    shape = architecture(config)
+    for index, point in enumerate(config.benchmark.points if shape else ()):
+        if (length := point.input_tokens + point.output_tokens) > shape.max_position_embeddings:
+            yield (
+                f"benchmark.points[{index}]: found {length} tokens together, allowed: "
+                f"{shape.max_position_embeddings:,}, the context of model.source"
+            )
 
 
 def _absent_source(config: Config) -> Iterator[str]:

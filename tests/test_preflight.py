@@ -12,6 +12,7 @@ from bielik_nemo import preflight
 from bielik_nemo.config import Config, compose
 from bielik_nemo.config_align import ChatSource, MergeModel, PreferenceSource
 from bielik_nemo.config_grpo import RewardTerm, TaskSource
+from bielik_nemo.config_outcome import Point
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import builtin_chat, text
 from bielik_nemo.errors import ConfigError
@@ -467,3 +468,14 @@ def test_a_model_is_merged_with_what_the_pipeline_makes(config: Config, checkpoi
     config.pipeline.stages = ["import_hf", "data", "score", "prune", "merge"]
     (line,) = of(config, "error", config.pipeline.stages)
     assert "allowed: a model of the same shape: num_layers 4, not 3" in line
+
+
+def test_loads_beyond_the_context_and_an_engine_that_is_not_here(config: Config):
+    config.benchmark.points = [Point(), Point(input_tokens=1000, output_tokens=25)]
+    config.benchmark.engine = "vllm"
+    assert of(config) == []  # the pipeline has no benchmark
+    beyond = "benchmark.points[1]: found 1025 tokens together, allowed: 1,024, the context of model.source"
+    absent = "benchmark.engine: found vllm, which is not installed, allowed: transformers"
+    assert of(config, stages=["benchmark"]) == [*([] if find_spec("vllm") else [absent]), beyond]
+    config.model.source = "nowhere"
+    assert of(config, stages=["benchmark"])[0].startswith("model.source: no such directory: 'nowhere'")

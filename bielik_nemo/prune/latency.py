@@ -2,7 +2,8 @@
 
 Analytic: at small batches a decoder is bound by memory, so that a step takes as long as reading what it needs once:
 every weight except the input embedding, of which it reads one row, and the KV cache of all sequences. Multiplications,
-kernel launches and communication are left out, so this is a lower bound.
+kernel launches and communication are left out, so this is a lower bound. A search leaves out what is small beside that
+and the same for all its shapes: rows of embeddings, and what is written.
 
 Measured: a JSON file, as written by benchmarks/decode_latency.py. Nothing is interpolated: a shape that was not
 measured has no latency.
@@ -21,8 +22,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from bielik_nemo.architecture import Architecture
 from bielik_nemo.config_prune import Search
 from bielik_nemo.errors import ConfigError
 
@@ -42,7 +45,34 @@ def analytic_ms(parameters_once: int, cache: int, settings: Search) -> float | N
     """Milliseconds to read weights (one embedding matrix) and `cache` bytes; None where the bandwidth is not known."""
     if not settings.memory_bandwidth_gb_s:
         return None
-    return (parameters_once * settings.bits_per_weight / 8 + cache) / (settings.memory_bandwidth_gb_s * 1e6)
+    return milliseconds(parameters_once * settings.bits_per_weight / 8 + cache, settings.memory_bandwidth_gb_s)
+
+
+def milliseconds(moved: float, bandwidth_gb_s: float) -> float:
+    """That it takes to move so many bytes, at 1e9 bytes a second for each GB/s."""
+    return moved / (bandwidth_gb_s * 1e6)
+
+
+def decode_bytes(
+    shape: Architecture, bytes_per_weight: int, input_tokens: int, output_tokens: int, concurrency: int
+) -> float:
+    """Bytes that a decode step moves, on the mean of the steps after the first token, which comes of the prompt.
+
+    Weights are read once for all sequences; each reads its row of the embedding and the keys and values of all tokens
+    that it sees, its newest among them, and writes those of the newest.
+
+    Args:
+        shape: of the model.
+        bytes_per_weight: of weights, and of keys and values.
+        input_tokens: of each prompt.
+        output_tokens: of each answer, 2 or more.
+        concurrency: sequences side by side.
+    """
+    window = shape.sliding_window or math.inf
+    seen = fmean(min(window, input_tokens + step) for step in range(1, output_tokens))
+    cache = shape.kv_cache_bytes_per_token(bytes_per_weight) * (seen + 1)
+    row = shape.hidden_size * bytes_per_weight
+    return shape.num_parameters("once") * bytes_per_weight + concurrency * (row + cache)
 
 
 @dataclass(frozen=True)

@@ -48,4 +48,12 @@ OUTCOME = (
         # Generation with a KV cache runs on one pipeline stage.
         layout=lambda config: (config.parallel.tp, 1),
     ),
+    Stage(
+        "benchmark",
+        keys=("model.dtype", "benchmark", "run.seed"),
+        outputs=("metrics.json",),
+        scratch=("source",),
+        free=("model.source", "pipeline.stages"),
+        uses=("export",),
+    ),
 )

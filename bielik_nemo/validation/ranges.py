@@ -98,6 +98,7 @@ POSITIVE = (
     "export.parity_tolerance",
     "evaluate.batch_size",
     "evaluate.sample_tokens",
+    "benchmark.repeats",
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
 PHASES = ("pretrain", "distill_long", "sft", "dpo", "grpo")
@@ -119,7 +120,7 @@ POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
-POSITIVE_OR_NULL += ("trainer.snapshot_every",)
+POSITIVE_OR_NULL += ("trainer.snapshot_every", "benchmark.bandwidth_gb_s")
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
 POSITIVE_OR_NULL += tuple(
     f"prune.search.{axis}.{end}"
@@ -162,6 +163,7 @@ WORDS = {
     "grpo.rollouts": ("megatron", "vllm"),
     "grpo.normalization": ("answer", "constant", "tokens"),
     "merge.method": ("linear", "slerp"),
+    "benchmark.engine": ("transformers", "vllm"),
     "cluster.architecture": ("x86_64", "aarch64"),
     "cluster.gpus": ("gpus_per_node", "gres", "none"),
     "cluster.container": ("none", "pyxis", "apptainer"),
@@ -208,9 +210,19 @@ def problems(config: Config) -> Iterator[str]:
             yield f"merge.models[{index}].path: found {model.path!r}, allowed: text that is not blank"
         if not 0 <= model.weight < math.inf:
             yield f"merge.models[{index}].weight: found {model.weight}, allowed: zero or a positive number"
+    yield from _points(config)
     for key, path in paths(config).items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
+
+
+def _points(config: Config) -> Iterator[str]:
+    if not config.benchmark.points:
+        yield "benchmark.points: found none, allowed: one at least, such as {input_tokens: 512, output_tokens: 128}"
+    for index, point in enumerate(config.benchmark.points):
+        for name, least in {"input_tokens": 1, "output_tokens": 2, "concurrency": 1}.items():
+            if (found := getattr(point, name)) < least:
+                yield f"benchmark.points[{index}].{name}: found {found}, allowed: {least} or more"
 
 
 def paths(config: Config) -> dict[str, str]:

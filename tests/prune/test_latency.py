@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bielik_nemo.architecture import Architecture
 from bielik_nemo.config_prune import Search
 from bielik_nemo.errors import ConfigError
 from bielik_nemo.prune import latency
@@ -73,3 +75,18 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path):
     path.write_text("{")
     with pytest.raises(ConfigError, match=rf"^prune\.search\.latency_table: {path}: not a table"):
         latency.load(Search(latency_table=str(path)))
+
+
+def test_bytes_of_a_decode_step_by_hand():
+    """One layer of 8 channels: 8 * (2 * 8 + 2 * 4) + 3 * 8 * 12 + 2 * 8 = 496 weights, and 8 + 5 * 8 = 48: 544.
+
+    After 3 tokens of the prompt, steps for answers of 4 see 4, 5 and 6 tokens, 5 on the mean, and write 1. A token's
+    keys and values are 2 * 1 * 4 numbers, its row of the embedding 8: 6 * 8 + 8 = 56 numbers for a sequence.
+    A window of 5 tokens leaves (4 + 5 + 5) / 3 to be read.
+    """
+    shape = Architecture(1, 8, 12, 2, 1, 4, 5, tie_embeddings=False, model_type="mistral")
+    assert latency.decode_bytes(shape, 2, 3, 4, 1) == 2 * (544 + 56)
+    assert latency.decode_bytes(shape, 4, 3, 4, 10) == 4 * (544 + 10 * 56)
+    windowed = replace(shape, sliding_window=5)
+    assert latency.decode_bytes(windowed, 2, 3, 4, 1) == pytest.approx(2 * (544 + (14 / 3 + 1) * 8 + 8))
+    assert latency.decode_bytes(replace(shape, tie_embeddings=True), 2, 3, 4, 1) == 2 * (544 + 56)

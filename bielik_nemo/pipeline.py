@@ -40,6 +40,7 @@ SOURCE_FILES = {
     "tasks": ("**/*.jsonl",),
     "merge": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "weights/*"),
     "benchmark": ("*.safetensors", "*.json"),
+    "evaluate": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "megatron/weights/*", "hf/*"),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -103,6 +104,8 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return texts | ({"prune.importance.scores": scores} if scores else {})
     if stage.name == "merge":
         return {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
+    if stage.name == "evaluate":
+        return {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}
     if stage.name == "prune" and config.prune.student:
         return {"prune.student": config.prune.student}
     if stage.name == "search" and config.prune.search.latency_table:

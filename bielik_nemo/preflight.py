@@ -6,7 +6,6 @@ and disk.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,29 +14,25 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from bielik_nemo import budget, places
+from bielik_nemo import budget, checkpoints, places
 from bielik_nemo.align import scoring
 from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
 from bielik_nemo.data import blend, builtin_chat, builtin_tasks
-from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
 from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError, DataError
 from bielik_nemo.prune import latency, search
 from bielik_nemo.validation import problems, submission
 from bielik_nemo.validation.ranges import chat_sources, text_sources
-from bielik_nemo.validation.shapes import other_shape, shape_problems, source_architecture
-from bielik_nemo.validation.stages import merge_problems
+from bielik_nemo.validation.shapes import shape_problems, source_architecture
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 CHAT_SUFFIXES = (".jsonl",)
 TASKS = "path:builtin:drills,rewards:[{function:bielik_nemo.align.rewards.maths}]"
 TOKENISING = {"tokenizers", "data", "chat", "preferences", "tasks"}
-MERGEABLE = "a Hugging Face directory (config.json, *.safetensors) or a Megatron checkpoint (weights/.metadata)"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -65,12 +60,12 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
     errors, warnings = problems(config), []
     if not errors:  # paths and sizes that are impossible in themselves are not worth a second look
         wanted = config.pipeline.stages if stages is None else stages
-        absent = list(_absent_source(config)) if "import_hf" in wanted else []
+        absent = list(checkpoints.absent_source(config)) if "import_hf" in wanted else []
         elsewhere = bool(absent) and stages is None and config.model.shape is not None
         local = warnings if elsewhere else errors
         local += absent
         if "import_hf" in wanted and Path(config.model.source).is_dir():
-            errors += _checkpoint(config, tokenizer_needed=not TOKENISING.isdisjoint(wanted))
+            errors += checkpoints.source(config, tokenizer_needed=not TOKENISING.isdisjoint(wanted))
         local += _absent_texts(config, wanted)
         errors += _texts(config, wanted)
         if {"tasks", "grpo"} & set(wanted):
@@ -87,9 +82,9 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             local += _absent_scores(config)
         if "benchmark" in wanted:
             local += _benchmark(config, wanted)
-        if "merge" in wanted:
-            local += _absent_models(config)
-            errors += _models(config)
+        local += checkpoints.absent_models(config, wanted)
+        errors += checkpoints.models_to_merge(config) if "merge" in wanted else ()
+        errors += checkpoints.models_to_measure(config) if "evaluate" in wanted else ()
         if "grpo" in wanted and config.grpo.engine == "nemo_rl":
             errors += nemo_rl.problems(config)
             errors += [] if config.launch.executor else submission.nemo_rl(config)
@@ -103,7 +98,7 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
-            errors += _other_models(config, costs) if "merge" in wanted else ()
+            errors += checkpoints.other_shapes(config, costs) if "merge" in wanted else ()
         warnings += _oddities(config)
     lines = [("error", line) for line in errors] + [("warning", line) for line in warnings]
     return [Finding(level, re.match(r"[\w.\[\]]*", line)[0], line) for level, line in lines]
@@ -166,7 +161,7 @@ def architecture(config: Config) -> Architecture | None:
 def _benchmark(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     """Loads longer than what the models were made for, and what is missing to measure them."""
     if "import_hf" not in wanted:
-        yield from _absent_source(config)
+        yield from checkpoints.absent_source(config)
     if config.benchmark.engine == "vllm" and not find_spec("vllm"):
         yield "benchmark.engine: found vllm, which is not installed, allowed: transformers"
     shape = architecture(config)
@@ -176,67 +171,6 @@ def _benchmark(config: Config, wanted: Sequence[str]) -> Iterator[str]:
                 f"benchmark.points[{index}]: found {length} tokens together, allowed: "
                 f"{shape.max_position_embeddings:,}, the context of model.source"
             )
-
-
-def _absent_source(config: Config) -> Iterator[str]:
-    source = config.model.source
-    if source.removeprefix(PREFIX) in MODELS and source.startswith(PREFIX):
-        return
-    try:
-        resolve_model_source(source, Path())
-    except CheckpointError as error:
-        yield str(error)
-
-
-def _checkpoint(config: Config, tokenizer_needed: bool) -> Iterator[str]:
-    """Problems of a checkpoint directory: its config, weights and tokenizer."""
-    directory = Path(config.model.source)
-    try:
-        found = Architecture.from_hf(directory)
-    except CheckpointError as error:
-        yield f"model.source: {error}"
-        return
-    given = source_architecture(config)
-    for name in asdict(config.model.shape) if given else ():
-        if getattr(given, name) != getattr(found, name):
-            yield (
-                f"model.shape.{name}: found {getattr(given, name)!r}, allowed: {getattr(found, name)!r}, "
-                f"as in {directory / 'config.json'}, or model.shape=null"
-            )
-    yield from _weights("model.source", directory)
-    yield from _tokenizer(directory, found.vocab_size, tokenizer_needed)
-
-
-def _weights(key: str, directory: Path) -> Iterator[str]:
-    index = directory / "model.safetensors.index.json"
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        yield f"{key}: {index}: no index of shards: {error}"
-        return
-    missing = sorted(shard for shard in shards if not (directory / shard).is_file())
-    if missing:
-        yield f"{key}: {directory}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}"
-    elif not any(directory.glob("*.safetensors")):
-        yield f"{key}: {directory}: found no weights, allowed: *.safetensors files"
-
-
-def _tokenizer(directory: Path, vocab_size: int, needed: bool) -> Iterator[str]:
-    if needed and not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        yield f"model.source: {directory}: found no tokenizer, allowed: one of {', '.join(TOKENIZER_FILES)}"
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]  # a list by id for Unigram, otherwise a table
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        largest = max(ids + [token["id"] for token in content.get("added_tokens") or ()])
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        yield f"model.source: {path}: no tokenizer can be read from it: {error}"
-        return
-    if largest >= vocab_size:
-        yield f"model.source: {path}: found token id {largest}, allowed: below the model's vocab_size={vocab_size}"
 
 
 @dataclass(frozen=True)
@@ -303,43 +237,6 @@ def _absent_scores(config: Config) -> Iterator[str]:
     path = config.prune.importance.scores
     if path and not Path(path).is_file():
         yield f"prune.importance.scores: no such file: {path!r}; allowed: scores.safetensors of a run, or empty"
-
-
-def _absent_models(config: Config) -> Iterator[str]:
-    for index, model in enumerate(config.merge.models):
-        if not Path(model.path).exists():
-            yield f"merge.models[{index}].path: no such directory: {model.path!r}; allowed: {MERGEABLE}"
-
-
-def _models(config: Config) -> Iterator[str]:
-    """Problems of what is to be merged, also where `pipeline.stages` does not say so."""
-    if "merge" not in config.pipeline.stages:
-        yield from merge_problems(config)
-    for index, model in enumerate(config.merge.models):
-        key, path = f"merge.models[{index}].path", Path(model.path)
-        if (path / "config.json").is_file():
-            yield from _weights(key, path)
-        elif path.exists() and not (path / "weights" / ".metadata").is_file():
-            yield f"{key}: found {model.path!r}, allowed: {MERGEABLE}"
-
-
-def _other_models(config: Config, costs: budget.Budget) -> Iterator[str]:
-    """Models of another shape than the one they are to be merged with, as far as it is known before a search."""
-    stages = config.pipeline.stages
-    if "search" in stages:
-        return
-    own, base = costs.target, config.distill_long.rotary_base
-    if "distill_long" in stages and base:
-        own = replace(own, rotary_base=base)
-    for index, model in enumerate(config.merge.models):
-        if not Path(model.path, "config.json").is_file():
-            continue
-        try:
-            differing = other_shape(Architecture.from_hf(model.path), own)
-        except CheckpointError as error:
-            differing = str(error)
-        if differing:
-            yield f"merge.models[{index}].path: found {model.path!r}, allowed: a model of the same shape: {differing}"
 
 
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:

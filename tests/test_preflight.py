@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bielik_nemo import preflight
+from bielik_nemo.checkpoints import TOKENIZER_FILES
 from bielik_nemo.config import Config, compose
 from bielik_nemo.config_align import ChatSource, MergeModel, PreferenceSource
 from bielik_nemo.config_grpo import RewardTerm, TaskSource
-from bielik_nemo.config_outcome import Point
+from bielik_nemo.config_outcome import Compared, Point
 from bielik_nemo.config_prune import BlendSource
 from bielik_nemo.data import builtin_chat, text
 from bielik_nemo.errors import ConfigError
@@ -460,6 +461,28 @@ def test_models_to_be_merged(config: Config, checkpoint: Path, tmp_path: Path):
     ]
     config.merge.models = []
     assert "nothing to merge" in of(config, "error", ["merge"])[0]
+
+
+def test_models_to_be_measured(config: Config, checkpoint: Path, tmp_path: Path):
+    """One that is not there, one that is nothing, one without weights and tokenizer, a stage, and one that is good."""
+    bare, stage = tmp_path / "bare", tmp_path / "stage"
+    for path in (bare, stage):
+        path.mkdir()
+    (bare / "config.json").write_text((checkpoint / "config.json").read_text())
+    for name in ("architecture.json", "manifest.json"):
+        (stage / name).write_text("{}")
+    places = (tmp_path / "nowhere", tmp_path / "texts", bare, stage, checkpoint)
+    config.evaluate.models = [Compared(f"model{index}", str(path)) for index, path in enumerate(places)]
+    config.pipeline.stages = ["import_hf", "data"]
+    assert of(config) == []  # nothing is measured
+    config.pipeline.stages = ["import_hf", "data", "evaluate"]
+    errors = of(config, "error", config.pipeline.stages)
+    assert [line.partition(" (")[0] for line in errors] == [
+        f"evaluate.models[0].path: no such directory: '{tmp_path}/nowhere'; allowed: a Hugging Face directory",
+        f"evaluate.models[1].path: found '{tmp_path}/texts', allowed: a Hugging Face directory",
+        f"evaluate.models[2].path: {bare}: found no weights, allowed: *.safetensors files",
+        f"evaluate.models[2].path: {bare}: found no tokenizer, allowed: one of {', '.join(TOKENIZER_FILES)}",
+    ]
 
 
 def test_a_model_is_merged_with_what_the_pipeline_makes(config: Config, checkpoint: Path):

@@ -472,6 +472,23 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
         ),
         ("", [*LORA, "sft.lora.targets=[output_layer]"], "sft.lora.targets: found ['output_layer'], allowed: some of"),
         ("", [*LORA, "sft.forward_kl=1"], "sft.forward_kl: found 1.0, allowed: 0 with sft.lora.rank=8"),
+        # Measuring.
+        ("", ["evaluate.models=[{name:a,path:' '}]"], "evaluate.models[0].path: found ' ', allowed: text that is not"),
+        (
+            "",
+            ["evaluate.models=[{name:sft,path:m}]"],
+            "evaluate.models[0].name: found 'sft', allowed: letters,",
+        ),
+        (
+            "",
+            ["evaluate.models=[{name:a,path:m},{name:a,path:n}]"],
+            "evaluate.models[1].name: found 'a', allowed: letters, digits, -, _ and . other than source, pruned,",
+        ),
+        (
+            "",
+            ["evaluate.models=[{name:a/b,path:m}]"],
+            "evaluate.models[0].name: found 'a/b', allowed: letters,",
+        ),
         # Merging.
         ("", ["trainer.snapshot_every=0"], "trainer.snapshot_every: found 0, allowed: a positive number, or null"),
         ("", ["merge.models=[{path:' '}]"], "merge.models[0].path: found ' ', allowed: text that is not blank"),

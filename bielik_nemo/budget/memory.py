@@ -89,7 +89,7 @@ def work(config: Config, stage: str, source: Architecture, target: Architecture)
         "dpo": Work(own, target),
         "grpo": Work(own, target, reference=config.grpo.kl > 0),
         "export": Work(own, target, losses=0),
-        "evaluate": Work(own, source, losses=0),
+        "evaluate": Work(own, target, losses=0, teacher=source),  # which agreement is measured with
     }
     if stage == "sft":
         taught, adapters = config.sft.forward_kl > 0, config.sft.lora

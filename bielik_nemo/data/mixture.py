@@ -23,6 +23,8 @@ from bielik_nemo.errors import DataError
 
 NAME = "train/{:03d}"
 """Training set of a source, without suffix, by its number in `data.sources`."""
+HELD_OUT_NAME = "held_out/sources/{:03d}"
+"""The same of its held-out set, where a language has several sources."""
 SUMMARY, FILE = "summary.json", "blend.json"
 REPEATED = 4
 """Epochs up to which repeated text is nearly as good as fresh text (arXiv 2305.16264)."""

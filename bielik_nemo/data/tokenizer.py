@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from bielik_nemo.data.text import Document
 
 T = TypeVar("T")
+BYTE, SPACE = re.compile("<0x[0-9A-F]{2}>"), "\N{LOWER ONE EIGHTH BLOCK}"
+"""How SentencePiece writes a byte that it has no piece for, and a space."""
 BATCH_CHARACTERS = 2**21
 """Text that is tokenised at a time: enough for many threads, some 200 MB while it lasts."""
 
@@ -72,6 +76,28 @@ def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise DataError(f"{directory}: no tokenizer that transformers can load ({error})") from error
+
+
+def byte_lengths(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """Bytes of UTF-8 text that each token id stands for; 0 for special tokens, and for ids that are no token.
+
+    Their sum over a document is the document's size, and one more where the tokenizer begins every text with a space.
+    """
+    byte_level = hasattr(tokenizer, "byte_decoder")
+    if tokenizer.is_fast:
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
+    found = [0] * vocab_size
+    for word, token in tokenizer.get_vocab().items():
+        if token in tokenizer.added_tokens_decoder:
+            added = tokenizer.added_tokens_decoder[token]
+            found[token] = 0 if added.special else len(added.content.encode())
+        elif byte_level:
+            found[token] = len(word)  # a character for each byte
+        elif BYTE.fullmatch(word):
+            found[token] = 1
+        else:
+            found[token] = len(word.replace(SPACE, " ").encode())
+    return found
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:

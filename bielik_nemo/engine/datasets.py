@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,16 +43,8 @@ class HeldOut:
         return {"held_out_loss": loss} | ({"held_out_loss_by_language": losses} if len(losses) > 1 else {})
 
     def measure(self, model: GPTModel, on_batch: Callable[[], None] = lambda: None) -> tuple[float, dict[str, float]]:
-        """Mean over all tokens, and by language, from one pass.
-
-        Args:
-            model: this rank's part.
-            on_batch: called once a batch is through, `batches` times.
-        """
-        parts = self.blocks()
-        losses = {name: forward.held_out_loss(model, part, self.batch_size, on_batch) for name, part in parts.items()}
-        total = sum(map(len, parts.values()))
-        return sum(losses[name] * (len(part) / total) for name, part in parts.items()), losses
+        """Mean over all tokens, and by language, from one pass; see the function of this name."""
+        return measure(model, self.blocks(), self.batch_size, on_batch)
 
     def blocks(self) -> dict[str, Tensor]:
         """Token ids `[n, seq_length + 1]` by language; see `by_language`."""
@@ -61,6 +53,22 @@ class HeldOut:
     def batches(self) -> int:
         """Number of forward passes that measuring takes."""
         return sum(-(-len(part) // self.batch_size) for part in self.blocks().values())
+
+
+def measure(
+    model: GPTModel, parts: Mapping[str, Tensor], batch_size: int, on_batch: Callable[[], None] = lambda: None
+) -> tuple[float, dict[str, float]]:
+    """Mean cross-entropy in nats per predicted token, over all and by part, the same on every rank.
+
+    Args:
+        model: this rank's part.
+        parts: token ids `[n, s + 1]` by name, of one s.
+        batch_size: blocks of a forward pass.
+        on_batch: called once a batch is through.
+    """
+    losses = {name: forward.held_out_loss(model, part, batch_size, on_batch) for name, part in parts.items()}
+    total = sum(map(len, parts.values()))
+    return sum(losses[name] * (len(part) / total) for name, part in parts.items()), losses
 
 
 @contextlib.contextmanager

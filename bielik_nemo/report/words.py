@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bielik_nemo.config_outcome import MODELS
+
 COMPRESSED = ("source", "pruned", "distilled")
 """The models between which a gap opens and is closed."""
-ROLES = (*COMPRESSED, "sft", "dpo", "grpo", "merged")
+ROLES = MODELS
 """The models that a run compares, in the order in which they came to be."""
 
 _SPELT = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}

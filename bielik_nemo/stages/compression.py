@@ -26,7 +26,7 @@ COMPRESSION = (
         outputs=("train", "held_out", "summary.json"),
         free=("data.sources.path", "data.sources.text_key"),
         needs=("import_hf",),
-        version=2,
+        version=3,
         gpu=False,
     ),
     Stage(

@@ -1,7 +1,8 @@
 """Text -> tokenised training and held-out sets (Megatron indexed datasets), split by document content.
 
 Leaves `train/<number>.{bin,idx}` for every source, `held_out/<language>.{bin,idx}` for every language that the sources
-name (`text` where none is named) and `summary.json`. How the sources are mixed is the business of who trains on them.
+name (`text` where none is named), the same documents in `held_out/sources/<number>.{bin,idx}` where a language has
+several sources, and `summary.json`. How the sources are mixed is the business of who trains on them.
 """
 
 from __future__ import annotations
@@ -55,11 +56,16 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             return _Side(files.enter_context(datasets.writer(here / name, architecture.vocab_size)))
 
         held_out = {language: dataset(f"held_out/{language}") for language in languages}
+        by_source = len(sources) > len(languages)
+        if by_source:
+            (here / mixture.HELD_OUT_NAME.format(0)).parent.mkdir()
         for index, source in enumerate(sources):
             train.append(dataset(mixture.NAME.format(index)))
-            aside = held_out[source.language or UNNAMED]
+            aside = [held_out[source.language or UNNAMED]]
+            aside += [dataset(mixture.HELD_OUT_NAME.format(index))] if by_source else []
             for document, ids in encode_all(tokenizer, read_documents(source.path, source.text_key)):
-                (aside if is_held_out(document, fraction, seed) else train[-1])(document, ids)
+                for side in aside if is_held_out(document, fraction, seed) else train[-1:]:
+                    side(document, ids)
                 advance()
         sides = {f"of data.sources[{index}] ": side for index, side in enumerate(train)}
         for where, side in [*sides.items(), *((f"in language {name} ", side) for name, side in held_out.items())]:

@@ -1,7 +1,7 @@
-"""All models of a pipeline side by side: on held-out text, answers, preference pairs and tasks, and in what they say.
+"""Models side by side: on held-out text, answers, preference pairs and tasks, and in what they say.
 
-Leaves `metrics.json`. All run as Megatron models on the same tokens: text where the pipeline has `data`, answers where
-it has `chat`; pairs where it has `reference`, for that model and what came of it; tasks where it has `grpo`.
+Leaves `metrics.json`. All run as Megatron models: on text where the pipeline has `data`, on answers where it has
+`chat`; on pairs where it has `reference`, that model and what came of it; on tasks where it has `grpo`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import fiddle as fdl
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.config import Config
-from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import against_reference, datasets, distributed
+from bielik_nemo.engine import against_reference, distributed
 from bielik_nemo.engine.megatron_rollout import MegatronEngine
 from bielik_nemo.engine.rollout import Sampling
-from bielik_nemo.stages import dpo, grpo, model_stage, sft
+from bielik_nemo.stages import dpo, evaluate_text, grpo, model_stage, sft
 from bielik_nemo.stages.subject import Subject, subjects
 
 
@@ -31,11 +30,17 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in config.evaluate.prompts]
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
-        for subject in subjects(config, run_dir):
+        models = subjects(config, run_dir)
+        for subject in models:
             megatron = subject.load(config)
-            for measure in (_text, _answers, _pairs, _tasks):
-                for key, value in measure(config, run_dir, subject, megatron).items():
-                    metrics.setdefault(key, {})[subject.name] = value
+            measures = [_pairs]
+            if subject.words().get_vocab() == models[0].words().get_vocab():  # answers and tasks are kept as tokens
+                measures += [_answers, _tasks]
+            found = evaluate_text.measure(config, run_dir, models[0], subject, megatron)
+            for measure in measures:
+                found |= measure(config, run_dir, subject, megatron)
+            for key, value in found.items():
+                metrics.setdefault(key, {})[subject.name] = value
             for prompt, text in _continued(config, subject, megatron):
                 samples[prompt][subject.name] = text
             del megatron
@@ -43,28 +48,10 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference", "tasks") if key in metrics}
     if "held_out_loss" in metrics:
         metrics["perplexity"] = {name: math.exp(loss) for name, loss in metrics["held_out_loss"].items()}
-        metrics["tokens"] = sum(blocks[:, 1:].numel() for blocks in _held_out(config, run_dir).blocks().values())
+        metrics["tokens"] = sum(blocks[:, 1:].numel() for blocks in evaluate_text.held_out(config, run_dir).values())
     if distributed.rank() == 0:
         artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics | {"samples": samples})
     return told
-
-
-def _held_out(config: Config, run_dir: Path) -> datasets.HeldOut:
-    return datasets.HeldOut(
-        str(run_dir / "data" / "held_out"),
-        config.data.seq_length,
-        config.data.held_out_tokens,
-        config.evaluate.batch_size,
-    )
-
-
-def _text(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
-    if "data" not in config.pipeline.stages:
-        return {}
-    held_out = _held_out(config, run_dir)
-    with ui.progress(f"held-out loss, {subject.name}", held_out.batches()) as advance:
-        loss, by_language = held_out.measure(megatron, advance)
-    return {"held_out_loss": loss} | ({"held_out_loss_by_language": by_language} if len(by_language) > 1 else {})
 
 
 def _answers(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> dict[str, Any]:
@@ -101,10 +88,9 @@ def _tasks(config: Config, run_dir: Path, subject: Subject, megatron: Any) -> di
 
 def _continued(config: Config, subject: Subject, megatron: Any) -> Iterator[tuple[int, str]]:
     """The likeliest continuations of the prompts, by number, without the token that ends a text."""
-    vocab_size = subject.shape.vocab_size
-    tokenizer = load_tokenizer(subject.tokenizer, vocab_size)
+    tokenizer = subject.words()
     prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in config.evaluate.prompts]
     sampling = Sampling(config.evaluate.sample_tokens, (tokenizer.eos_token_id,), temperature=0)
-    engine = MegatronEngine(megatron, vocab_size, tokenizer.decode, config.evaluate.batch_size)
+    engine = MegatronEngine(megatron, subject.shape.vocab_size, tokenizer.decode, config.evaluate.batch_size)
     for prompt, (answer,) in engine.generate(prompts, range(len(prompts)), 1, sampling):
         yield prompt, tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)

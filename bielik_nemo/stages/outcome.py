@@ -19,7 +19,11 @@ OUTCOME = (
         "evaluate",
         keys=(
             "model.dtype",
-            "evaluate",
+            "evaluate.models.name",
+            "evaluate.agreement_tokens",
+            "evaluate.prompts",
+            "evaluate.sample_tokens",
+            "evaluate.batch_size",
             "data.seq_length",
             "data.held_out_tokens",
             "chat.held_out_tokens",
@@ -29,6 +33,7 @@ OUTCOME = (
         outputs=("metrics.json",),
         # What decides `sft`, `dpo` and `grpo` changes what is read of them.
         free=(
+            "evaluate.models.path",
             "sft.seq_length",
             "sft.packing",
             "sft.micro_batch_size",

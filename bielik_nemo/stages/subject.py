@@ -1,15 +1,19 @@
-"""The models that are measured side by side: those that the pipeline has made."""
+"""The models that are measured side by side: those that the pipeline has made, and `evaluate.models`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
+from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import convert, model
 from bielik_nemo.stages import distilled_stage, source_stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -18,33 +22,65 @@ class Subject:
 
     Attributes:
         name: what it is called in every table.
-        stage: of this pipeline that made it.
-        directory: where that left it.
+        directory: where it is: a stage's, or a Hugging Face directory.
         tokenizer: directory with its tokenizer.
+        shape: of the whole model.
+        stage: of this pipeline that made it; empty: none did.
     """
 
     name: str
-    stage: str
     directory: Path
     tokenizer: Path
+    shape: Architecture
+    stage: str = ""
 
-    @property
-    def shape(self) -> Architecture:
-        """Of the whole model."""
-        return Architecture.from_json(self.directory / "architecture.json")
+    def words(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer.
+
+        Raises:
+            DataError: it cannot be loaded, or is another model's.
+        """
+        return load_tokenizer(self.tokenizer, self.shape.vocab_size)
 
     def load(self, config: Config) -> Any:
-        """This rank's part of it, as a Megatron model."""
-        shape = self.shape
-        megatron = model.build(model.gpt_config(shape, tp=config.parallel.tp, dtype=config.model.dtype), shape)
-        convert.load_stage(megatron, self.directory, shape)
+        """This rank's part of it, as a Megatron model in `model.dtype`.
+
+        Raises:
+            CheckpointError: the weights are missing, damaged or of another shape.
+        """
+        parameters = model.gpt_config(self.shape, tp=config.parallel.tp, dtype=config.model.dtype)
+        megatron = model.build(parameters, self.shape)
+        if (self.directory / "config.json").is_file():
+            convert.load_hf(megatron, self.directory, self.shape)
+        else:
+            convert.load_stage(megatron, self.directory, self.shape)
         return megatron
 
 
 def subjects(config: Config, run_dir: Path) -> list[Subject]:
-    """All models of the pipeline, in the order in which they came to be."""
+    """The source, what the pipeline has made of it, in order, and the others.
+
+    Raises:
+        CheckpointError: one of the others is no model.
+    """
     made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
     made |= {"grpo": "grpo", "merged": "merge"}
     stages = {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
     tokenizer = run_dir / "import_hf" / "tokenizer"
-    return [Subject(name, stage, run_dir / stage, tokenizer) for name, stage in stages.items()]
+    found = []
+    for name, stage in stages.items():
+        shape = Architecture.from_json(run_dir / stage / "architecture.json")
+        found.append(Subject(name, run_dir / stage, tokenizer, shape, stage))
+    return found + [other(each.name, Path(each.path)) for each in config.evaluate.models]
+
+
+def other(name: str, directory: Path) -> Subject:
+    """A model that is not this pipeline's: a Hugging Face directory, or what a stage of another run has left.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if (directory / "config.json").is_file():
+        return Subject(name, directory, directory, Architecture.from_hf(directory))
+    shape = Architecture.from_json(directory / "architecture.json")
+    return Subject(name, directory, directory.absolute().parent / "import_hf" / "tokenizer", shape)

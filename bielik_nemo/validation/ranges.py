@@ -10,6 +10,7 @@ from dataclasses import fields
 from bielik_nemo.config import Config, view
 from bielik_nemo.config_align import ChatSource, PreferenceSource
 from bielik_nemo.config_grpo import TaskSource
+from bielik_nemo.config_outcome import MODELS
 from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
@@ -96,6 +97,7 @@ POSITIVE = (
     "export.max_shard_gib",
     "export.parity_tokens",
     "export.parity_tolerance",
+    "evaluate.agreement_tokens",
     "evaluate.batch_size",
     "evaluate.sample_tokens",
     "benchmark.repeats",
@@ -139,6 +141,7 @@ FRACTIONS = (
     "prune.search.tolerance",
 )  # below 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # names a file; the form of BCP 47
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a model: heads columns and names files
 CHAT_FORMATS = ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -211,6 +214,7 @@ def problems(config: Config) -> Iterator[str]:
         if not 0 <= model.weight < math.inf:
             yield f"merge.models[{index}].weight: found {model.weight}, allowed: zero or a positive number"
     yield from _points(config)
+    yield from _compared(config)
     for key, path in paths(config).items():
         if path.startswith("~"):  # no shell expands it here, and a directory of that name would be made
             yield f"{key}: found {path!r}, allowed: a path without ~, such as {path.replace('~', '$HOME', 1)!r}"
@@ -225,13 +229,26 @@ def _points(config: Config) -> Iterator[str]:
                 yield f"benchmark.points[{index}].{name}: found {found}, allowed: {least} or more"
 
 
+def _compared(config: Config) -> Iterator[str]:
+    taken = list(MODELS)
+    for index, model in enumerate(config.evaluate.models):
+        key = f"evaluate.models[{index}]"
+        if not NAME.fullmatch(model.name) or model.name in taken:
+            but = f"letters, digits, -, _ and . other than {', '.join(taken)}"
+            yield f"{key}.name: found {model.name!r}, allowed: {but}"
+        if not model.path.strip():
+            yield f"{key}.path: found {model.path!r}, allowed: text that is not blank"
+        taken.append(model.name)
+
+
 def paths(config: Config) -> dict[str, str]:
     """Every path that the configuration names, by its key."""
     found = {"run.dir": config.run.dir, "model.source": config.model.source}
     found |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     found |= {f"{key}.path": source.path for key, source in (*text_sources(config), *chat_sources(config))}
     found |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
-    return found | {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
+    found |= {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
+    return found | {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}
 
 
 def _text_source(key: str, source: TextSource) -> Iterator[str]:

@@ -117,6 +117,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
         merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
         chain.run(run_dir, *merging, stages=["merge"])
+        chain.run(run_dir, f"evaluate.models=[{{name:other,path:'{chain.source}'}}]", stages=["evaluate"])
         teacher = ("sft.forward_kl=0.5", "distill.gate_max_loss=9")  # which has not learned to answer
         aligned.run(aligned.empty("reads"), "sft.max_steps=2", "dpo.max_steps=2", "grpo.max_steps=2", *teacher)
     return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,9 @@ CHANGES = {
     "export.parity_tolerance=1e-3": ["export"],
     "evaluate.prompts=[Why]": ["evaluate"],
     "evaluate.sample_tokens=2": ["evaluate"],
+    "evaluate.batch_size=2": ["evaluate"],
+    "evaluate.agreement_tokens=512": ["evaluate"],
+    "evaluate.models=[{name:other,path:builtin:tiny}]": ["evaluate"],
     "chat.held_out_tokens=9": ["evaluate"],
     "chat.held_out_pairs=9": ["evaluate"],
     "chat.held_out_tasks=9": ["evaluate"],
@@ -109,6 +113,8 @@ def test_a_change_repeats_what_depends_on_it(change: str, chain):
 
 def test_every_setting_that_decides_something_is_tried_above():
     tried = {change.split("=")[0].replace(".0.", ".") for change in CHANGES}
+    items = (change.split("=", 1) for change in CHANGES if "=[{" in change)
+    tried |= {f"{key}.{name}" for key, value in items for name in re.findall(r"[{,](\w+):", value)}
     alignment = {stage.name for stage in ALIGNMENT}  # test_alignment.py and test_merge.py try theirs
     decisive = {key for name, stage in GRAPH.items() if name not in alignment for key in stage.keys}
     assert [key for key in decisive if not any(f"{name}.".startswith(f"{key}.") for name in tried)] == []

@@ -12,7 +12,7 @@ import pytest
 from bielik_nemo.data import tokenizer as tokenizers
 from bielik_nemo.data.text import Document, read_documents
 from bielik_nemo.data.tiny import byte_tokenizer
-from bielik_nemo.data.tokenizer import check_same_words, encode, encode_all, load_tokenizer
+from bielik_nemo.data.tokenizer import byte_lengths, check_same_words, encode, encode_all, load_tokenizer
 from bielik_nemo.errors import DataError
 
 POLISH = os.environ.get("BIELIK_NEMO_POLISH_TEXTS", "")  # a directory of Polish books
@@ -170,3 +170,26 @@ def test_words_of_a_student_and_its_teacher(directory: Path, tmp_path: Path):
     (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(swapped))
     with pytest.raises(DataError, match=r"2 words differ \('a': 98, the teacher's 97; 'b': 97, the teacher's 98\)"):
         check_same_words(tmp_path / "swapped", directory, 300)
+
+
+def test_bytes_of_byte_level_tokens(directory: Path):
+    """Every byte is one; the seven special tokens, and rows that are no token, are none."""
+    assert byte_lengths(load_tokenizer(directory, 263), 264) == [1] * 256 + [0] * 8
+
+
+def test_bytes_of_sentencepiece_tokens():
+    """A space is written with three bytes that stand for one; an added word has its own."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "</s>": 1, "<0xC5>": 2, "<0xBC>": 3, "\u2581": 4, "\u2581kot": 5, "ó": 6, "a": 7}
+    made = Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken("<unk>", special=True), AddedToken("</s>", special=True)])
+    made.add_tokens(["żółw"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+    lengths = byte_lengths(tokenizer, 10)
+    assert lengths == [0, 0, 1, 1, 1, 4, 2, 1, len("żółw".encode()), 0]
+    text = "aż ó"
+    assert sum(lengths[token] for token in tokenizer(text)["input_ids"]) == len(text.encode()) == 6

@@ -71,7 +71,8 @@ def test_every_document_is_its_bytes_and_an_end_on_one_side(run_dir: Path, confi
 
 
 def test_held_out_text_by_language(run_dir: Path, config: Config, tmp_path: Path):
-    """Two sources of one language and one of which none is named: two held-out sets, a training set for each source."""
+    """Two sources of one language and one of which none is named: two held-out sets, and a training set and a held-out
+    set for each source."""
     for name, texts in (("b", ["b", "bb", "bbb", "bbbb"]), ("c", ["c", "cc", "ccc"])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config.data.sources[0].language = "en-GB"
@@ -104,6 +105,9 @@ def test_held_out_text_by_language(run_dir: Path, config: Config, tmp_path: Path
         assert [bytes(ids[:-1].tolist()).decode() for ids in datasets.documents(prefix)] == train
         counts = summary["sources"][index]
         assert (counts["documents"], counts["characters"]) == (len(train), len("".join(train)))
+        aside = [[*text.encode(), EOS] for text in texts if text not in train]
+        prefix = run_dir / "data" / "held_out" / "sources" / f"00{index}"
+        assert [ids.tolist() for ids in datasets.documents(prefix)] == aside
     assert sum(row["tokens"] for row in summary["sources"]) == summary["train"]["tokens"]
 
 

@@ -142,3 +142,14 @@ def models_to_measure(config: Config) -> Iterator[str]:
             yield from _tokenizer(key, path, vocab_size, needed=True)
         elif path.exists() and not ((path / "architecture.json").is_file() and (path / MANIFEST).is_file()):
             yield f"{key}: found {model.path!r}, allowed: {MEASURABLE}"
+
+
+def absent_tokenizers(config: Config, own: bool) -> Iterator[str]:
+    """Tokenizers to be compared that are not here; with `own` the model's among them."""
+    compared = {"model.source": config.model.source} if own else {}
+    compared |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
+    files, builtin = ", ".join(TOKENIZER_FILES), [PREFIX + name for name in MODELS]
+    for key, path in compared.items():
+        if path not in builtin and not (path and any(Path(path, name).is_file() for name in TOKENIZER_FILES)):
+            allowed = f"a directory with one of {files}, or {' or '.join(builtin)}"
+            yield f"{key}: found no tokenizer in {path!r}, allowed: {allowed}"

@@ -76,7 +76,7 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
                 [] if find_spec("vllm") else ["grpo.rollouts: found vllm, which is not installed, allowed: megatron"]
             )
         if "tokenizers" in wanted:
-            local += _absent_tokenizers(config, own="import_hf" not in wanted)
+            local += checkpoints.absent_tokenizers(config, own="import_hf" not in wanted)
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)
@@ -220,17 +220,6 @@ def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
                 yield f"{text.key}: {error}"
         elif text.path not in text.builtin and not Path(text.path).exists():
             yield f"{text.key}: no such file or directory: {text.path!r}; allowed: {text.allowed}"
-
-
-def _absent_tokenizers(config: Config, own: bool) -> Iterator[str]:
-    """Tokenizers to be compared that are not here; with `own` the model's among them."""
-    compared = {"model.source": config.model.source} if own else {}
-    compared |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
-    files, builtin = ", ".join(TOKENIZER_FILES), [PREFIX + name for name in MODELS]
-    for key, path in compared.items():
-        if path not in builtin and not (path and any(Path(path, name).is_file() for name in TOKENIZER_FILES)):
-            allowed = f"a directory with one of {files}, or {' or '.join(builtin)}"
-            yield f"{key}: found no tokenizer in {path!r}, allowed: {allowed}"
 
 
 def _absent_scores(config: Config) -> Iterator[str]:

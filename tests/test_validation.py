@@ -367,8 +367,8 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             ["pipeline.stages=[teacher,distill]", "distill.weights.jensen_shannon=1"],
             "distill.weights.jensen_shannon: found 1.0, allowed: 0 with teacher in pipeline.stages",
         ),
-        ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, data"),
-        ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, data, pre"),
+        ("", ["pipeline.stages=[]"], "pipeline.stages: found no stage, allowed: some of import_hf, t"),
+        ("", ["pipeline.stages=[expor]"], "pipeline.stages: found 'expor', allowed: import_hf, tokenizers"),
         ("", ["pipeline.stages=[expor]"], "did you mean export?"),
         (
             "",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from bielik_nemo import budget, checkpoints, places
+from bielik_nemo import budget, checkpoints, places, quantization
 from bielik_nemo.align import scoring
 from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
@@ -95,10 +95,13 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             errors += places.other_architecture(config)
             local += places.absent(config)
             warnings += places.unmounted(config, wanted)
+        if "quantize" in wanted:
+            local += quantization.missing(config)
         errors += _run_dir(config)
         if costs := _costs(config, errors, wanted):
             local += _disk(config, costs, wanted)
             errors += checkpoints.other_shapes(config, costs) if "merge" in wanted else ()
+            errors += quantization.misfits(config, costs.target) if "quantize" in wanted else ()
         warnings += _oddities(config)
     lines = [("error", line) for line in errors] + [("warning", line) for line in warnings]
     return [Finding(level, re.match(r"[\w.\[\]]*", line)[0], line) for level, line in lines]

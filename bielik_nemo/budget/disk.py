@@ -42,6 +42,7 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
         "grpo": target.num_parameters() * ((config.trainer.keep_last + 1) * full + (1 + snapshots["grpo"]) * weights),
         "merge": target.num_parameters() * (weights + 4 * max(config.merge.snapshots, 1)),
         "export": target.num_parameters() * weights,
+        "quantize": target.num_parameters() * sum(2 if name == "gguf:f16" else 1 for name in config.quantize.formats),
     }
     return {stage: size for stage, size in sizes.items() if size and stage in config.pipeline.stages}
 

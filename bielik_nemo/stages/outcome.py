@@ -61,4 +61,12 @@ OUTCOME = (
         free=("model.source", "pipeline.stages"),
         uses=("export",),
     ),
+    Stage(
+        "quantize",
+        keys=("quantize", "data.seq_length", "data.held_out_tokens"),
+        outputs=("formats", "metrics.json"),
+        free=("pipeline.stages",),
+        needs=("export", "data"),
+        uses=("score",),
+    ),
 )

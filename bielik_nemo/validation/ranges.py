@@ -10,7 +10,7 @@ from dataclasses import fields
 from bielik_nemo.config import Config, view
 from bielik_nemo.config_align import ChatSource, PreferenceSource
 from bielik_nemo.config_grpo import TaskSource
-from bielik_nemo.config_outcome import MODELS
+from bielik_nemo.config_outcome import MODELS, MaxChange
 from bielik_nemo.config_prune import BlendSource, TextSource
 from bielik_nemo.config_training import DistillWeights
 from bielik_nemo.keys import nearest
@@ -101,6 +101,8 @@ POSITIVE = (
     "evaluate.batch_size",
     "evaluate.sample_tokens",
     "benchmark.repeats",
+    "quantize.calibration_samples",
+    *(f"quantize.max_change.{field.name}" for field in fields(MaxChange)),
 )
 NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
 PHASES = ("pretrain", "distill_long", "sft", "dpo", "grpo")
@@ -111,6 +113,7 @@ NOT_NEGATIVE += ("grpo.weight_decay", "grpo.top_k", "grpo.clip_high", "grpo.kl")
 NOT_NEGATIVE += (
     "sft.lora.rank",
     "merge.snapshots",
+    "quantize.keep_layers",
 )
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "cluster.price_per_gpu_hour", "launch.retries")
 NOT_NEGATIVE += ("prune.keep_first_layers",)

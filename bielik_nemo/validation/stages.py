@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from bielik_nemo.config import STAGES, Config
 from bielik_nemo.keys import nearest
+from bielik_nemo.quantization import FORMATS
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -17,6 +18,23 @@ def problems(config: Config) -> Iterator[str]:
     yield from _search(config)
     if "merge" in config.pipeline.stages:
         yield from merge_problems(config)
+    yield from _formats(config)
+
+
+def _formats(config: Config) -> Iterator[str]:
+    found, stages = config.quantize.formats, config.pipeline.stages
+    for index, name in enumerate(found):
+        key = f"quantize.formats[{index}]"
+        if name not in FORMATS:
+            yield f"{key}: found {name!r}, allowed: {', '.join(FORMATS)}{nearest(name, list(FORMATS))}"
+        elif name in found[:index]:
+            yield f"{key}: found {name!r} again, allowed: each format once"
+    if "quantize" not in stages:
+        return
+    if not found:
+        yield f"quantize.formats: found none, allowed: some of {', '.join(FORMATS)}"
+    if absent := [stage for stage in ("data", "export") if stage not in stages]:
+        yield f"pipeline.stages: found quantize without {' and '.join(absent)}, allowed: with data and export"
 
 
 def _order(config: Config) -> Iterator[str]:

@@ -18,7 +18,7 @@ from bielik_nemo.engine import speed
 from bielik_nemo.engine.speed_process import Process, Timing
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "tokenizers", "pretrain", "teacher", "distill_long", "merge"]
+RUN = [*CHAIN, "tokenizers", "pretrain", "teacher", "distill_long", "merge", "quantize"]
 RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "benchmark"]
 
 LONGER = (
@@ -104,6 +104,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         with pytest.MonkeyPatch.context() as timed:
             timed.setattr(speed, "Process", InNoTime)
             chain.run(run_dir, stages=["benchmark"])
+        chain.run(run_dir, "quantize.fallback=true", stages=["quantize"])
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])
         chain.run(run_dir, stages=["tokenizers"])

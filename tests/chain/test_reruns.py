@@ -85,6 +85,7 @@ CHANGES = {
     "distill_long.min_lr=1e-6": [],
     "distill_long.warmup_steps=1": [],
     "distill_long.decay_steps=1": [],
+    "quantize.keep_layers=1": [],
     # Names, layout, rhythm, and what only checks.
     "run.name=other": [],
     "parallel=tp2": [],

@@ -103,5 +103,5 @@ def test_processes_of_each_stage():
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
     expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2, "benchmark": 1}
     expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 6}
-    expected |= {"tasks": 1, "grpo": 12, "tokenizers": 1}
+    expected |= {"tasks": 1, "grpo": 12, "tokenizers": 1, "quantize": 1}
     assert sizes == expected

@@ -14,8 +14,8 @@ from bielik_nemo import budget
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
-from bielik_nemo.data.builtin import MODELS, PREFIX, resolve_model_source
-from bielik_nemo.errors import CheckpointError
+from bielik_nemo.data.builtin import MODELS, PREFIX, TOKENIZERS, resolve_model_source
+from bielik_nemo.errors import CheckpointError, DataError
 from bielik_nemo.validation.shapes import other_shape, source_architecture
 from bielik_nemo.validation.stages import merge_problems
 
@@ -75,15 +75,23 @@ def _tokenizer(key: str, directory: Path, vocab_size: int, needed: bool) -> Iter
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]  # a list by id for Unigram, otherwise a table
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        largest = max(ids + [token["id"] for token in content.get("added_tokens") or ()])
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        yield f"{key}: {path}: no tokenizer can be read from it: {error}"
+        largest = largest_id(path)
+    except DataError as error:
+        yield f"{key}: {error}"
         return
     if largest >= vocab_size:
         yield f"{key}: {path}: found token id {largest}, allowed: below the model's vocab_size={vocab_size}"
+
+
+def largest_id(path: Path) -> int:
+    """The largest token id of a tokenizer.json. Raises `DataError` when it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]  # a list by id for Unigram, otherwise a table
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        return max(ids + [token["id"] for token in content.get("added_tokens") or ()])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: no tokenizer can be read from it: {error}") from None
 
 
 def absent_models(config: Config, wanted: Sequence[str]) -> Iterator[str]:
@@ -144,12 +152,16 @@ def models_to_measure(config: Config) -> Iterator[str]:
             yield f"{key}: found {model.path!r}, allowed: {MEASURABLE}"
 
 
-def absent_tokenizers(config: Config, own: bool) -> Iterator[str]:
-    """Tokenizers to be compared that are not here; with `own` the model's among them."""
-    compared = {"model.source": config.model.source} if own else {}
-    compared |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
-    files, builtin = ", ".join(TOKENIZER_FILES), [PREFIX + name for name in MODELS]
-    for key, path in compared.items():
+def absent_tokenizers(config: Config, wanted: Sequence[str]) -> Iterator[str]:
+    """Tokenizers, to be compared or to be taken, that are not here."""
+    named: dict[str, str] = {}
+    if "tokenizers" in wanted:
+        named |= {"model.source": config.model.source} if "import_hf" not in wanted else {}
+        named |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
+    if "swap_tokenizer" in wanted:
+        named["swap_tokenizer.tokenizer"] = config.swap_tokenizer.tokenizer
+    files, builtin = ", ".join(TOKENIZER_FILES), [PREFIX + name for name in (*MODELS, *TOKENIZERS)]
+    for key, path in named.items():
         if path not in builtin and not (path and any(Path(path, name).is_file() for name in TOKENIZER_FILES)):
             allowed = f"a directory with one of {files}, or {' or '.join(builtin)}"
             yield f"{key}: found no tokenizer in {path!r}, allowed: {allowed}"

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 COMMANDS = {
     "import_hf": "Hugging Face checkpoint -> Megatron checkpoint",
     "tokenizers": "characters and words for a token, by language, of the model's tokenizer and others",
+    "swap_tokenizer": "another tokenizer for the model, with embeddings made of the old ones (FOCUS)",
     "data": "text -> tokenised training and held-out sets",
     "data preview": "the beginning of sft.sources and dpo.sources, with what is trained marked by colour",
+    "adapt": "train the embeddings and the outermost layers on the text, while the others are frozen",
     "pretrain": "train the source further on the text, before it is scored, cut and teaches",
     "score": "importance of every layer, channel and head (Minitron)",
     "search": "shapes within the budgets of prune.search, the best of them by short distillation",

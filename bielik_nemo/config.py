@@ -20,11 +20,11 @@ from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.config_launch import Cluster, Launch
 from bielik_nemo.config_outcome import Benchmark, Evaluate, Export, Quantize
 from bielik_nemo.config_prune import Prune, TextSource
-from bielik_nemo.config_tokenizer import Tokenizers
+from bielik_nemo.config_tokenizer import Adapt, SwapTokenizer, Tokenizers
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
 from bielik_nemo.errors import ConfigError
 
-STAGES = ["import_hf", "tokenizers", "data", "pretrain"]
+STAGES = ["import_hf", "tokenizers", "swap_tokenizer", "data", "adapt", "pretrain"]
 STAGES += ["score", "search", "prune", "teacher", "distill", "distill_long"]
 STAGES += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate"]
 STAGES += ["benchmark", "quantize"]
@@ -108,6 +108,8 @@ class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
+    swap_tokenizer: SwapTokenizer = field(default_factory=SwapTokenizer)
+    adapt: Adapt = field(default_factory=Adapt)
     pretrain: Pretrain = field(default_factory=Pretrain)
     prune: Prune = field(default_factory=Prune)
     teacher: Teacher = field(default_factory=Teacher)
@@ -141,7 +143,12 @@ class Config:
         """Number of copies of the model."""
         return self.world_size // (self.parallel.tp * self.parallel.pp * self.parallel.cp)
 
-    def paced_by(self, own: Pretrain | DistillLong | SFT | DPO | GRPO) -> Config:
+    @property
+    def tokenizer_stage(self) -> str:
+        """The stage whose tokenizer, in its `tokenizer/`, is the run's."""
+        return "swap_tokenizer" if "swap_tokenizer" in self.pipeline.stages else "import_hf"
+
+    def paced_by(self, own: Adapt | Pretrain | DistillLong | SFT | DPO | GRPO) -> Config:
         """This configuration with a stage's own length, rates, batch and mix in the places that have these names."""
         names = {each.name for each in fields(own)}
 

@@ -28,19 +28,22 @@ LOG, LOGS = "log.txt", "log*.txt"  # a job has one for each node
 Start = Callable[[str, Path, Path, int], dict[str, Any]]
 """Runs a stage on several ranks: its name, frozen configuration, log, number of ranks; returns what rank 0 measured."""
 
+TEXTS = ("**/*.txt", "**/*.jsonl", "**/*.parquet")
+TOKENIZER = ("*.json", "tokenizer.model", "*.jinja", "merges.txt")
 SOURCE_FILES = {
-    "import_hf": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
-    "tokenizers": ("*.json", "tokenizer.model", "*.jinja", "merges.txt", "**/*.txt", "**/*.jsonl", "**/*.parquet"),
-    "data": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
-    "prune": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"),
-    "score": ("**/*.txt", "**/*.jsonl", "**/*.parquet"),
+    "import_hf": ("*.safetensors", *TOKENIZER),
+    "tokenizers": (*TOKENIZER, *TEXTS),
+    "swap_tokenizer": (*TOKENIZER, *TEXTS),
+    "data": TEXTS,
+    "prune": ("*.safetensors", *TOKENIZER),
+    "score": TEXTS,
     "search": (),
     "chat": ("**/*.jsonl",),
     "preferences": ("**/*.jsonl",),
     "tasks": ("**/*.jsonl",),
-    "merge": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "weights/*"),
+    "merge": ("*.safetensors", *TOKENIZER, "weights/*"),
     "benchmark": ("*.safetensors", "*.json"),
-    "evaluate": ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "megatron/weights/*", "hf/*"),
+    "evaluate": ("*.safetensors", *TOKENIZER, "megatron/weights/*", "hf/*"),
 }
 """Files that count in a directory outside the run that a stage reads."""
 
@@ -90,6 +93,8 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
     if stage.name == "tokenizers":
         compared = {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
         return {"model.source": config.model.source} | compared | texts
+    if stage.name == "swap_tokenizer":
+        return {"swap_tokenizer.tokenizer": config.swap_tokenizer.tokenizer} | texts
     if stage.name == "data":
         return texts
     if stage.name == "chat":

@@ -16,7 +16,7 @@ SIF_START, SIF_VERSION = 32, 3
 NAMED = {"x86_64": r"x86_64|amd64", "aarch64": r"aarch64|arm64"}
 READER = {"prune.importance": "score", "prune.calibration": "score", "prune.student": "prune", "model": "import_hf"}
 READER |= {"data": "data", "sft": "chat", "dpo": "preferences", "grpo": "tasks", "merge": "merge"}
-READER |= {"tokenizers": "tokenizers", "evaluate": "evaluate"}
+READER |= {"tokenizers": "tokenizers", "swap_tokenizer": "swap_tokenizer", "evaluate": "evaluate"}
 """The stage that reads a path, by the start of its key."""
 
 

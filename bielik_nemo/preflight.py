@@ -75,8 +75,9 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
             local += (
                 [] if find_spec("vllm") else ["grpo.rollouts: found vllm, which is not installed, allowed: megatron"]
             )
-        if "tokenizers" in wanted:
-            local += checkpoints.absent_tokenizers(config, own="import_hf" not in wanted)
+        local += checkpoints.absent_tokenizers(config, wanted)
+        if "swap_tokenizer" in wanted:
+            local += _absent_packages("swap_tokenizer", ("gensim", "entmax"), "tokenizer")
         if "score" in wanted:
             errors += _blend(config)
             local += _absent_scores(config)
@@ -156,8 +157,12 @@ def _costs(config: Config, errors: list[str], wanted: Sequence[str]) -> budget.B
 def architecture(config: Config) -> Architecture | None:
     """Shape of the source: `model.shape`, or else that of its checkpoint; None when neither can be read."""
     try:
-        return source_architecture(config) or Architecture.from_hf(config.model.source)
-    except (ConfigError, CheckpointError):
+        found = source_architecture(config) or Architecture.from_hf(config.model.source)
+        swapped = Path(config.swap_tokenizer.tokenizer, "tokenizer.json")
+        if "swap_tokenizer" in config.pipeline.stages and swapped.is_file():
+            found = replace(found, vocab_size=checkpoints.largest_id(swapped) + 1)
+        return found
+    except (ConfigError, CheckpointError, DataError):
         return None
 
 
@@ -197,7 +202,7 @@ def _needed_texts(config: Config, wanted: Sequence[str]) -> Iterator[_Text]:
     builtin = {"chat": CONVERSATIONS, "preferences": PAIRS, "tasks": tuple(builtin_tasks.SETS)}
     for key, source in (*text_sources(config), *chat_sources(config)):
         stage = reader[key.partition(".")[0]]
-        if stage in wanted or (stage == "data" and "tokenizers" in wanted):
+        if stage in wanted or (stage == "data" and {"tokenizers", "swap_tokenizer"} & set(wanted)):
             suffixes = CHAT_SUFFIXES if stage in builtin else TEXT_SUFFIXES
             yield _Text(f"{key}.path", source.path, suffixes, builtin.get(stage, (PACKAGE_DOCS,)))
 
@@ -225,6 +230,12 @@ def _absent_texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
             yield f"{text.key}: no such file or directory: {text.path!r}; allowed: {text.allowed}"
 
 
+def _absent_packages(key: str, names: Sequence[str], extra: str) -> Iterator[str]:
+    absent = [name for name in names if not find_spec(name)]
+    if absent:
+        yield f'{key}: needs {" and ".join(absent)}, not installed here; pip install "bielik_nemo[{extra}]"'
+
+
 def _absent_scores(config: Config) -> Iterator[str]:
     path = config.prune.importance.scores
     if path and not Path(path).is_file():
@@ -232,7 +243,7 @@ def _absent_scores(config: Config) -> Iterator[str]:
 
 
 def _texts(config: Config, wanted: Sequence[str]) -> Iterator[str]:
-    if {"data", "tokenizers"} & set(wanted) and not config.data.sources:
+    if {"data", "tokenizers", "swap_tokenizer"} & set(wanted) and not config.data.sources:
         yield f"data.sources: found none, allowed: a list of paths, such as 'data.sources=[{{path:{PACKAGE_DOCS}}}]'"
     for stage, key, found, such in (
         ("chat", "sft", config.sft.sources, f"path:{CORRECTIONS}"),

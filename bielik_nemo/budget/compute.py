@@ -30,7 +30,7 @@ def tokens(config: Config, stage: str) -> int | None:
     """What a stage trains on or reads, pads included; None: nobody knows before its data are there."""
     if stage == "score":
         return config.prune.calibration.samples * config.prune.calibration.seq_length
-    if stage not in ("pretrain", "search", "teacher", "distill", "distill_long", "sft"):
+    if stage not in ("adapt", "pretrain", "search", "teacher", "distill", "distill_long", "sft"):
         return None
     found = paced(config, stage)
     own, steps = found.data, found.trainer.max_steps
@@ -49,7 +49,7 @@ def flops(config: Config, stage: str, source: Architecture, target: Architecture
         target: shape of the model that alignment begins with.
     """
     found = work(config, stage, source, target)
-    if found is None or stage in ("import_hf", "prune", "grpo", "export", "evaluate"):
+    if found is None or stage in ("import_hf", "swap_tokenizer", "prune", "grpo", "export", "evaluate"):
         return None
     if stage == "search":
         read = tokens(config, stage)

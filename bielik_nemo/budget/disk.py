@@ -30,6 +30,8 @@ def disk_per_stage(config: Config, source: Architecture, target: Architecture) -
     }
     sizes = {
         "import_hf": source.num_parameters() * weights,
+        "swap_tokenizer": 2 * source.num_parameters() * weights,
+        "adapt": source.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "pretrain": source.num_parameters() * ((config.trainer.keep_last + 1) * full + weights),
         "teacher": steps * kept,
         # Until all are ranked, the cut and the distilled weights of each candidate stay, and what the teacher left.

@@ -56,7 +56,7 @@ class Work:
 
 def paced(config: Config, stage: str) -> Config:
     """The configuration with a stage's pace in its places, where it has its own."""
-    if stage not in ("pretrain", "distill_long", "sft", "dpo", "grpo"):
+    if stage not in ("adapt", "pretrain", "distill_long", "sft", "dpo", "grpo"):
         return config
     found = config.paced_by(getattr(config, stage))
     if stage in ("dpo", "grpo"):  # how many sequences they fill is known later; the pipeline is taken to be full
@@ -78,6 +78,8 @@ def work(config: Config, stage: str, source: Architecture, target: Architecture)
     cached = "teacher" in config.pipeline.stages
     model = {
         "import_hf": Work(own, source, losses=0),
+        "swap_tokenizer": Work(own, source, losses=0),
+        "adapt": Work(own, source),  # as if all of it were trained: its frozen layers have no gradients nor moments
         "pretrain": Work(own, source),
         "score": Work(own, source, losses=0),
         "search": Work(own, target, distils, None if cached or config.cacheable else source),

@@ -12,7 +12,7 @@ from bielik_nemo.check import Need
 from bielik_nemo.check.layout import Layout
 from bielik_nemo.config import Config
 
-PACED = ("pretrain", "distill_long", "sft", "dpo", "grpo")
+PACED = ("adapt", "pretrain", "distill_long", "sft", "dpo", "grpo")
 """Stages with a length of their own."""
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "teacher", "reference", "KV cache", "runtime")
 

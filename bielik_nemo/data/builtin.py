@@ -24,6 +24,21 @@ from bielik_nemo.errors import CheckpointError
 PREFIX = "builtin:"
 MODELS = ("smollm2", "tiny")
 """`smollm2`: a real 135M-parameter model (see smollm2.py); `tiny`: made in seconds for tests (see tiny.py)."""
+TOKENIZERS = ("tiny_bpe",)
+"""Beside those of the models: a small one that is learnt in seconds from the package documentation (tiny_bpe.py)."""
+
+
+def resolve_tokenizer(source: str, workdir: Path) -> Path:
+    """Directory of a tokenizer: of a model, see `resolve_model_source`, or one of `TOKENIZERS`."""
+    name = source.removeprefix(PREFIX)
+    if not source.startswith(PREFIX) or name not in TOKENIZERS:
+        return resolve_model_source(source, workdir)
+    directory = Path(workdir) / name
+    if not directory.is_dir():
+        from bielik_nemo.data.tiny_bpe import build
+
+        build(directory)
+    return directory
 
 
 def resolve_model_source(source: str, workdir: Path) -> Path:

@@ -18,6 +18,7 @@ from bielik_nemo.data.text import PACKAGE_DOCS, read_documents
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
@@ -41,13 +42,19 @@ def build(directory: Path, seed: int = 0) -> None:
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per UTF-8 byte, with the byte's value as its id, then `SPECIAL_TOKENS`; ends with `<|im_end|>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
     from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
     tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in bytes_to_unicode().items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return chatting(tokenizer)
+
+
+def chatting(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer that has `SPECIAL_TOKENS`, with their meanings and a chat template."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

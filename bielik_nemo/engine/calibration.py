@@ -87,8 +87,8 @@ def _blend(
 ) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """Samples `[n, seq_length]` of each source, and its row of the record."""
     settings = config.prune.calibration
-    architecture = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
-    tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
+    words = run_dir / config.tokenizer_stage
+    tokenizer = load_tokenizer(words / "tokenizer", Architecture.from_json(words / "architecture.json").vocab_size)
     weights = [source.weight for source in settings.sources]
     parts, rows = [], []
     for index, wanted in enumerate(blend.shares(weights, settings.samples)):

@@ -10,6 +10,7 @@ restarts finished work.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from bielik_nemo.config import STAGES, Config
 from bielik_nemo.stages.alignment import ALIGNMENT
@@ -18,9 +19,12 @@ from bielik_nemo.stages.outcome import OUTCOME
 from bielik_nemo.stages.stage import RESUMED, Stage
 from bielik_nemo.stages.tokenization import TOKENIZATION
 
-__all__ = ["GRAPH", "RESUMED", "Stage", "distilled_stage", "model_stage", "needed", "source_stage"]
+__all__ = ["GRAPH", "RESUMED", "Stage", "distilled_stage", "model_stage", "needed", "source_stage", "tokenizer_beside"]
 
-MODEL_STAGES = ("import_hf", "pretrain", "prune", "distill", "distill_long", "sft", "dpo", "grpo", "merge")
+SOURCE_STAGES = ("import_hf", "swap_tokenizer", "adapt", "pretrain")
+"""Stages that make the model which is scored, cut and teaches, in order; the last of them in the pipeline counts."""
+
+MODEL_STAGES = (*SOURCE_STAGES, "prune", "distill", "distill_long", "sft", "dpo", "grpo", "merge")
 """Stages that leave a model in `<stage>/megatron`, or `<stage>/hf`, and its shape in `<stage>/architecture.json`."""
 
 _NODES = {stage.name: stage for stage in (*TOKENIZATION, *COMPRESSION, *ALIGNMENT, *OUTCOME)}
@@ -37,8 +41,9 @@ GRAPH["search"] = replace(
 
 
 def needed(stage: Stage, config: Config) -> list[str]:
-    """Names of the stages whose results this one reads, each once, `model` and `source` resolved."""
-    meant = {"model": model_stage(config, stage.name), "source": source_stage(config)}
+    """Names of the stages whose results this one reads, each once, with `model` and its like resolved."""
+    meant = {"model": model_stage(config, stage.name), "source": source_stage(config, stage.name)}
+    meant["tokenizer"] = config.tokenizer_stage
     meant["distilled"] = distilled_stage(config)
     needs = [meant.get(name, name) for name in stage.needs]
     return list(dict.fromkeys(needs + [name for name in stage.uses if name in config.pipeline.stages]))
@@ -49,9 +54,10 @@ def distilled_stage(config: Config) -> str:
     return "distill_long" if "distill_long" in config.pipeline.stages else "distill"
 
 
-def source_stage(config: Config) -> str:
-    """The stage whose model is scored, cut and teaches: `pretrain` where it is part of the pipeline."""
-    return "pretrain" if "pretrain" in config.pipeline.stages else "import_hf"
+def source_stage(config: Config, before: str = "") -> str:
+    """The stage whose model is scored, cut and teaches; for one of `SOURCE_STAGES`, that with whose model it begins."""
+    earlier = SOURCE_STAGES[: SOURCE_STAGES.index(before)] if before in SOURCE_STAGES else SOURCE_STAGES
+    return next((name for name in reversed(earlier) if name in config.pipeline.stages), "import_hf")
 
 
 def model_stage(config: Config, before: str = "export") -> str:
@@ -59,3 +65,9 @@ def model_stage(config: Config, before: str = "export") -> str:
     stages = config.pipeline.stages
     earlier = stages[: stages.index(before)] if before in stages else stages
     return next((name for name in reversed(earlier) if name in MODEL_STAGES), "import_hf")
+
+
+def tokenizer_beside(stage: Path) -> Path:
+    """Directory of a run's tokenizer, of which a stage's directory is known; it need not be there."""
+    swapped, imported = (stage.absolute().parent / name / "tokenizer" for name in ("swap_tokenizer", "import_hf"))
+    return swapped if swapped.is_dir() else imported

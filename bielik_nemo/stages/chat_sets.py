@@ -83,7 +83,7 @@ def write(
 
     Args:
         config: its section `chat` and the seed.
-        here: directory of the stage, beside that of `import_hf`.
+        here: directory of the stage, beside that of the tokenizer's.
         key: of the sources.
         sources: what is read.
         read: gives the lines of one of them.
@@ -97,7 +97,7 @@ def write(
             trained, or everything; nothing of it is left for training; nothing at all is held out; the template does
             not suit the tokenizer.
     """
-    imported, fraction = here.parent / "import_hf", config.chat.held_out_fraction
+    imported, fraction = here.parent / config.tokenizer_stage, config.chat.held_out_fraction
     vocab_size = Architecture.from_json(imported / "architecture.json").vocab_size
     tokenizer = load_tokenizer(imported / "tokenizer", vocab_size)
     template = TEMPLATES[config.chat.template](tokenizer)

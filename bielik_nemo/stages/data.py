@@ -43,8 +43,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             training, or a language of which nothing is held out.
     """
     here = run_dir / "data"
-    architecture = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
-    tokenizer = load_tokenizer(run_dir / "import_hf" / "tokenizer", architecture.vocab_size)
+    words = run_dir / config.tokenizer_stage
+    architecture = Architecture.from_json(words / "architecture.json")
+    tokenizer = load_tokenizer(words / "tokenizer", architecture.vocab_size)
     for name in ("train", "held_out"):
         (here / name).mkdir()
     sources, fraction, seed = config.data.sources, config.data.held_out_fraction, config.run.seed

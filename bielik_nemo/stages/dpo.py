@@ -58,7 +58,9 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         hf=run_.Config(later.hf, str(before)),
     )
     dataset = run_.Config(PreferenceDataset, log_probs=measured.log_probs, **planned)
-    data = training.samples(paced, dataset, run_dir / "preferences" / "train", run_dir / "import_hf" / "tokenizer")
+    data = training.samples(
+        paced, dataset, run_dir / "preferences" / "train", run_dir / config.tokenizer_stage / "tokenizer"
+    )
     fdl.update_callable(data, PreferenceData)
     flops, begins = run_.Config(flops_per_token, None, shape, own.seq_length), run_.Config(later.megatron, str(before))
     work = fit.task(paced, run_dir, "dpo", model, data, begins, flops, measured, filled)

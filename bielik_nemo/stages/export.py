@@ -42,7 +42,7 @@ def write(config: Config, run_dir: Path, origin: Path, here: Path) -> dict[str, 
             megatron,
             candidate,
             architecture,
-            run_dir / "import_hf" / "tokenizer",
+            run_dir / config.tokenizer_stage / "tokenizer",
             config.export.max_shard_gib,
             config.model.dtype,
         )

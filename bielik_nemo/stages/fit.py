@@ -31,7 +31,7 @@ Work = functools.partial
 
 def samples(config: Config, run_dir: Path, index_cache: Path) -> run_.Config:
     """The data module that draws the run's training samples."""
-    held_out, tokenizer = run_dir / "data" / "held_out", run_dir / "import_hf" / "tokenizer"
+    held_out, tokenizer = run_dir / "data" / "held_out", run_dir / config.tokenizer_stage / "tokenizer"
     data, count = config.data, config.trainer.max_steps * config.data.global_batch_size
     mixed = [TextSource(language=source.language, weight=source.weight) for source in data.sources]
     decisive = Data(sources=mixed, language_weights=data.language_weights, seq_length=data.seq_length)

@@ -74,7 +74,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
         recompute=paced.trainer.recompute,
         hf=run_.Config(later.hf, str(before)),
     )
-    tasks, tokenizer = run_dir / "tasks", run_dir / "import_hf" / "tokenizer"
+    tasks, tokenizer = run_dir / "tasks", run_dir / config.tokenizer_stage / "tokenizer"
     numbers = run_.Config(
         Numbers, directory=str(tasks), count=run_.Config(later.product, paced.trainer.max_steps, unit)
     )
@@ -116,7 +116,7 @@ def held_out(config: Config, run_dir: Path, vocab_size: int | run_.Config) -> ru
         max_prompt_tokens=own.max_prompt_tokens,
         grader=run_.Config(
             Grader,
-            tokenizer=str(run_dir / "import_hf" / "tokenizer"),
+            tokenizer=str(run_dir / config.tokenizer_stage / "tokenizer"),
             vocab_size=vocab_size,
             terms=[configured(source.rewards) for source in own.sources],
             rewards=configured(own.rewards),

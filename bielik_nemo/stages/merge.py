@@ -18,7 +18,7 @@ from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import check_same_words
 from bielik_nemo.engine import checkpoint, convert, distributed, merging, model, snapshots
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.stages import model_stage
+from bielik_nemo.stages import model_stage, tokenizer_beside
 from bielik_nemo.validation.shapes import other_shape
 
 
@@ -46,7 +46,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     here, origin = run_dir / "merge", run_dir / model_stage(config, "merge")
     a = Architecture.from_json(origin / "architecture.json")
-    tokenizer = run_dir / "import_hf" / "tokenizer"
+    tokenizer = run_dir / config.tokenizer_stage / "tokenizer"
     sources = own(config, origin)
     for index, each in enumerate(config.merge.models):
         source = Source(each.path, Path(each.path), each.weight)
@@ -99,7 +99,8 @@ def check(source: Source, key: str, a: Architecture, tokenizer: Path) -> None:
         )
         if stage is None:
             return
-        found, words = Architecture.from_json(stage / "architecture.json"), stage.parent / "import_hf" / "tokenizer"
+        found = Architecture.from_json(stage / "architecture.json")
+        words = tokenizer_beside(stage)
     if differing := other_shape(found, a):
         raise ConfigError(f"{key}: found {source.name!r} of another shape than the pipeline's model: {differing}")
     if words.is_dir():

@@ -11,7 +11,7 @@ OUTCOME = (
         keys=("model.dtype", "export"),
         outputs=("hf", "parity.json"),
         free=("parallel", "run.seed", "pipeline.stages"),
-        needs=("import_hf", "model"),
+        needs=("tokenizer", "model"),
         uses=("data",),
         layout=whole,
     ),
@@ -48,7 +48,7 @@ OUTCOME = (
             "run.seed",
             "pipeline.stages",
         ),
-        needs=("import_hf", "source"),
+        needs=("tokenizer", "source"),
         uses=("data", "prune", "distill", "distill_long", *(stage.name for stage in ALIGNMENT)),
         # Generation with a KV cache runs on one pipeline stage.
         layout=lambda config: (config.parallel.tp, 1),

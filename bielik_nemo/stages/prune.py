@@ -48,7 +48,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 def take(config: Config, run_dir: Path, student: Architecture) -> None:
     """Convert the given student as `import_hf` does its source; its words must be the source's, id by id."""
     here, directory = run_dir / "prune", Path(config.prune.student)
-    check_same_words(directory, run_dir / "import_hf" / "tokenizer", student.vocab_size)
+    check_same_words(directory, run_dir / config.tokenizer_stage / "tokenizer", student.vocab_size)
     with distributed.model_parallel(1, config.parallel.pp, config.run.seed):
         megatron, _ = converted(config, directory, student, 1, config.parallel.pp)
         checkpoint.save(megatron, here / "megatron")

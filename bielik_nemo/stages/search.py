@@ -28,7 +28,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         CheckpointError: the scores are missing or damaged.
     """
     here, settings = run_dir / "search", config.prune.search
-    source = Architecture.from_json(run_dir / "import_hf" / "architecture.json")
+    source = Architecture.from_json(run_dir / config.tokenizer_stage / "architecture.json")
     scores = Scores.load(run_dir / "score" / "scores.safetensors")
     found = search.find(
         source,

@@ -78,7 +78,7 @@ def build(config: Config, run_dir: Path) -> run_.Partial:
     dataset = run_.Config(
         ConversationDataset, str(directory), config.sft.seq_length, config.sft.packing, config.run.seed, samples
     )
-    data = training.samples(paced, dataset, directory, run_dir / "import_hf" / "tokenizer")
+    data = training.samples(paced, dataset, directory, run_dir / config.tokenizer_stage / "tokenizer")
     flops = run_.Config(flops_per_token, teacher, shape, own.seq_length)
     filled = run_.Config(later.part, packs, "filled")
     work = fit.task(paced, run_dir, "sft", model, data, begins, flops, measured, filled)

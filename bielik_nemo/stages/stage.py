@@ -23,7 +23,8 @@ class Stage:
         keys: settings that decide the result.
         free: settings it also reads: layout, rhythm, what is only checked, and paths of files, whose content counts.
         needs: stages whose results it reads; `model` stands for the last of `MODEL_STAGES` before it in the pipeline,
-            `source` for the one whose model is compressed, `distilled` for the last that distils it.
+            `source` for the one whose model is compressed, `distilled` for the last that distils it, `tokenizer` for
+            the one whose tokenizer is the run's.
         uses: stages whose results it reads where they are part of the pipeline.
         outputs: files and directories in the stage's directory that are its result.
         scratch: what it needs until it is finished, such as checkpoints; removed once its manifest stands.

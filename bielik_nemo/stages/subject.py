@@ -10,7 +10,7 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
 from bielik_nemo.engine import convert, model
-from bielik_nemo.stages import distilled_stage, source_stage
+from bielik_nemo.stages import distilled_stage, source_stage, tokenizer_beside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def subjects(config: Config, run_dir: Path) -> list[Subject]:
     made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
     made |= {"grpo": "grpo", "merged": "merge"}
     stages = {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
-    tokenizer = run_dir / "import_hf" / "tokenizer"
+    tokenizer = run_dir / config.tokenizer_stage / "tokenizer"
     found = []
     for name, stage in stages.items():
         shape = Architecture.from_json(run_dir / stage / "architecture.json")
@@ -83,4 +83,4 @@ def other(name: str, directory: Path) -> Subject:
     if (directory / "config.json").is_file():
         return Subject(name, directory, directory, Architecture.from_hf(directory))
     shape = Architecture.from_json(directory / "architecture.json")
-    return Subject(name, directory, directory.absolute().parent / "import_hf" / "tokenizer", shape)
+    return Subject(name, directory, tokenizer_beside(directory), shape)

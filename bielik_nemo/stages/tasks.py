@@ -54,7 +54,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if wrong := list(scoring.problems([source.rewards for source in config.grpo.sources])):
         raise ConfigError("\n".join(wrong))
-    here, imported, fraction = run_dir / "tasks", run_dir / "import_hf", config.chat.held_out_fraction
+    here, imported, fraction = run_dir / "tasks", run_dir / config.tokenizer_stage, config.chat.held_out_fraction
     tokenizer = load_tokenizer(
         imported / "tokenizer", Architecture.from_json(imported / "architecture.json").vocab_size
     )

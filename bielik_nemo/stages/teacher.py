@@ -49,7 +49,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
         DataError: a stage that they are made of has not finished.
     """
     source, data = _manifest(run_dir / source_stage(config)), _manifest(run_dir / "data")
-    imported = _manifest(run_dir / "import_hf")
+    imported = _manifest(run_dir / config.tokenizer_stage)
     tokenizer = {name: entry for name, entry in imported.outputs.items() if name.startswith("tokenizer/")}
     text = {name: entry for name, entry in data.outputs.items() if name.startswith("train/")}
     shares = [part.share for part in fit.mix(config, run_dir)]
@@ -60,7 +60,7 @@ def origin(config: Config, run_dir: Path) -> dict[str, Any]:
         "temperature": config.distill.temperature,
         "samples": config.trainer.max_steps * config.data.global_batch_size,
         "seq_length": config.data.seq_length,
-        "vocab_size": Architecture.from_json(run_dir / "import_hf" / "architecture.json").vocab_size,
+        "vocab_size": Architecture.from_json(run_dir / source_stage(config) / "architecture.json").vocab_size,
         "seed": config.run.seed,
         "dtype": config.model.dtype,
         "teacher": source.fingerprint,  # of what the model was made of; the files depend on the layout

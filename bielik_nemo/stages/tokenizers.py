@@ -11,7 +11,7 @@ from typing import Any
 
 from bielik_nemo import artifacts, ui
 from bielik_nemo.config import Config
-from bielik_nemo.data.builtin import resolve_model_source
+from bielik_nemo.data.builtin import resolve_tokenizer
 from bielik_nemo.data.fertility import Fertility
 from bielik_nemo.data.text import UNNAMED, read_documents
 from bielik_nemo.data.tokenizer import open_tokenizer
@@ -32,7 +32,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     compared = {OWN: config.model.source} | config.tokenizers.compared
     with ui.progress("tokenizers", len(compared)) as advance:
         for name, path in compared.items():
-            tokenizer = open_tokenizer(resolve_model_source(path, here / "builtin"))
+            tokenizer = open_tokenizer(resolve_tokenizer(path, here / "builtin"))
             languages: dict[str, Fertility] = {}
             for source in config.data.sources:
                 documents = islice(read_documents(source.path, source.text_key), config.tokenizers.documents)

@@ -12,9 +12,9 @@ from bielik_nemo.validation import training
 
 TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d\d):(\d\d)")
 MEMORY = re.compile(r"0|[1-9]\d*[MG]")
-BATCHES = {"pretrain": "data", "teacher": "data", "distill": "data", "reference": "dpo"}
+BATCHES = {"adapt": "data", "pretrain": "data", "teacher": "data", "distill": "data", "reference": "dpo"}
 """Stages whose batch stands under another key than their own."""
-TRAINED = ("pretrain", "teacher", "distill", "distill_long", "sft", "reference", "dpo", "grpo")
+TRAINED = ("adapt", "pretrain", "teacher", "distill", "distill_long", "sft", "reference", "dpo", "grpo")
 """Stages that take `cluster.nodes`."""
 
 

@@ -17,6 +17,10 @@ from bielik_nemo.keys import nearest
 
 POSITIVE = (
     "tokenizers.documents",
+    "swap_tokenizer.tokens",
+    "swap_tokenizer.dimensions",
+    "swap_tokenizer.epochs",
+    "swap_tokenizer.min_count",
     "prune.calibration.samples",
     "prune.calibration.batch_size",
     "prune.calibration.seq_length",
@@ -41,6 +45,8 @@ POSITIVE = (
     "data.global_batch_size",
     "data.micro_batch_size",
     "optim.lr",
+    "adapt.max_steps",
+    "adapt.lr",
     "pretrain.max_steps",
     "pretrain.lr",
     "distill_long.seq_length",
@@ -104,8 +110,14 @@ POSITIVE = (
     "quantize.calibration_samples",
     *(f"quantize.max_change.{field.name}" for field in fields(MaxChange)),
 )
-NOT_NEGATIVE = ("run.seed", "optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_grad")
-PHASES = ("pretrain", "distill_long", "sft", "dpo", "grpo")
+NOT_NEGATIVE = (
+    "run.seed",
+    "optim.min_lr",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "optim.clip_grad",
+)
+PHASES = ("adapt", "pretrain", "distill_long", "sft", "dpo", "grpo")
 NOT_NEGATIVE += tuple(f"{phase}.{key}" for phase in PHASES for key in ("min_lr", "warmup_steps"))
 NOT_NEGATIVE += tuple(f"{phase}.decay_steps" for phase in ("optim", *PHASES))
 NOT_NEGATIVE += ("sft.weight_decay", "sft.forward_kl", "dpo.weight_decay", "dpo.penalty", "merge.weight")
@@ -116,7 +128,7 @@ NOT_NEGATIVE += (
     "quantize.keep_layers",
 )
 NOT_NEGATIVE += ("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops", "cluster.price_per_gpu_hour", "launch.retries")
-NOT_NEGATIVE += ("prune.keep_first_layers",)
+NOT_NEGATIVE += ("prune.keep_first_layers", "adapt.boundary_layers")
 NOT_NEGATIVE += ("prune.keep_last_layers", "prune.search.distill_steps", "prune.search.memory_bandwidth_gb_s")
 NOT_NEGATIVE += tuple(f"distill.weights.{field.name}" for field in fields(DistillWeights))
 POSITIVE_OR_NULL = ("cluster.devices_per_node", "cluster.cpus_per_task")
@@ -157,6 +169,7 @@ WORDS = {
     "dpo.recompute": RECOMPUTE,
     "grpo.recompute": RECOMPUTE,
     "optim.schedule": SCHEDULES,
+    "adapt.schedule": SCHEDULES,
     "pretrain.schedule": SCHEDULES,
     "distill_long.schedule": SCHEDULES,
     "chat.template": ("chatml", "tokenizer"),
@@ -249,6 +262,7 @@ def paths(config: Config) -> dict[str, str]:
     found = {"run.dir": config.run.dir, "model.source": config.model.source}
     found |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     found |= {f"{key}.path": source.path for key, source in (*text_sources(config), *chat_sources(config))}
+    found |= {"swap_tokenizer.tokenizer": config.swap_tokenizer.tokenizer}
     found |= {f"tokenizers.compared.{name}": path for name, path in config.tokenizers.compared.items()}
     found |= {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
     return found | {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}

@@ -11,7 +11,7 @@ from bielik_nemo.config_prune import Target
 from bielik_nemo.errors import CheckpointError, ConfigError
 
 SEQUENCES = {  # and the stages that read so many tokens at a time
-    "data.seq_length": {"pretrain", "score", "teacher", "distill", "evaluate"},
+    "data.seq_length": {"adapt", "pretrain", "score", "teacher", "distill", "evaluate"},
     "prune.calibration.seq_length": {"score"},
     "distill_long.seq_length": {"distill_long"},
     "sft.seq_length": {"sft"},
@@ -148,6 +148,8 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
             found.append(f"{key}: found {length}, allowed: 1 to {longest}, the model's context{more}")
     if "teacher" in stages and config.teacher.kind == "top_k" and config.teacher.top_k > source.vocab_size:
         found.append(f"teacher.top_k: found {config.teacher.top_k}, allowed: 1 to {source.vocab_size}, the vocabulary")
+    if "adapt" in stages:
+        found += adapt_problems(config, source.num_layers)
     if "score" in stages:
         found += importance_problems(config, source.num_layers, target.num_layers)
     if source.sliding_window and not config.cluster.gpu_memory_gib:
@@ -155,6 +157,16 @@ def shape_problems(config: Config, source: Architecture, stages: Sequence[str]) 
     if not {"distill", "distill_long"}.isdisjoint(stages):
         found += hidden_problems(config, target.num_layers, source.num_layers)
     return found
+
+
+def adapt_problems(config: Config, num_layers: int) -> Iterator[str]:
+    """What is wrong with training the outermost of so many layers."""
+    boundary, pp = config.adapt.boundary_layers, config.parallel.pp
+    if 2 * boundary > num_layers:
+        yield f"adapt.boundary_layers: found {boundary}, allowed: 0 to {num_layers // 2}, half of the layers"
+    size = num_layers // pp
+    if any(boundary <= size * rank and size * (rank + 1) <= num_layers - boundary for rank in range(1, pp - 1)):
+        yield f"parallel.pp: found {pp}, allowed: 1 or 2 with adapt, which leaves the stages between nothing to train"
 
 
 def _windowed(config: Config, stages: Sequence[str]) -> Iterator[str]:

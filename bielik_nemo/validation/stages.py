@@ -15,6 +15,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _compensation(config)
     yield from _student(config)
     yield from _order(config)
+    yield from _swap(config)
     yield from _search(config)
     if "merge" in config.pipeline.stages:
         yield from merge_problems(config)
@@ -47,8 +48,26 @@ def _order(config: Config) -> Iterator[str]:
     ordered = [stage for stage in STAGES if stage in stages]
     if not unknown and stages != ordered:
         yield f"pipeline.stages: found {', '.join(stages)}, allowed: each once and in order: {', '.join(ordered)}"
-    if "pretrain" in stages and config.prune.streaming:
-        yield "prune.streaming: found True, allowed: False with pretrain in pipeline.stages (it cuts model.source)"
+    for name in ("swap_tokenizer", "adapt", "pretrain"):
+        if name in stages and config.prune.streaming:
+            yield f"prune.streaming: found True, allowed: False with {name} in pipeline.stages (it cuts model.source)"
+
+
+def _swap(config: Config) -> Iterator[str]:
+    """A source whose words are new can teach only what it has learnt with them."""
+    stages = config.pipeline.stages
+    if "swap_tokenizer" not in stages:
+        return
+    if not config.swap_tokenizer.tokenizer.strip():
+        yield "swap_tokenizer.tokenizer: found none, allowed: a directory with the new tokenizer"
+    taught = [name for name in ("teacher", "distill", "distill_long") if name in stages]
+    if taught and "pretrain" not in stages:
+        yield (
+            f"pipeline.stages: found {taught[0]} with swap_tokenizer, allowed: with pretrain between them; the old "
+            "model predicts other tokens, and the new one has not been trained yet"
+        )
+    if "sft" in stages and config.sft.forward_kl and "pretrain" not in stages:
+        yield f"sft.forward_kl: found {config.sft.forward_kl:g}, allowed: 0 with swap_tokenizer and without pretrain"
 
 
 def _compensation(config: Config) -> Iterator[str]:

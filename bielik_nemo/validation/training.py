@@ -27,7 +27,7 @@ def problems(config: Config) -> Iterator[str]:
 
 def _schedules(config: Config) -> Iterator[str]:
     schedules = {"optim": (config.optim, "trainer.max_steps", config.trainer.max_steps)}
-    for name in ("pretrain", "distill_long"):
+    for name in ("adapt", "pretrain", "distill_long"):
         if name in config.pipeline.stages:
             phase = getattr(config, name)
             schedules[name] = (phase, f"{name}.max_steps", phase.max_steps)
@@ -102,8 +102,9 @@ def _split_sequences(config: Config) -> Iterator[str]:
 
 def _mixture(config: Config) -> Iterator[str]:
     yield from _languages(config, "data.language_weights", config.data.language_weights)
-    if "pretrain" in config.pipeline.stages and config.pretrain.language_weights:
-        yield from _languages(config, "pretrain.language_weights", config.pretrain.language_weights)
+    for name in ("adapt", "pretrain"):
+        if name in config.pipeline.stages and (own := getattr(config, name).language_weights):
+            yield from _languages(config, f"{name}.language_weights", own)
 
 
 def _languages(config: Config, key: str, languages: dict[str, float]) -> Iterator[str]:

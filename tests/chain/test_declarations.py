@@ -18,7 +18,7 @@ from bielik_nemo.engine import speed
 from bielik_nemo.engine.speed_process import Process, Timing
 from bielik_nemo.stages import GRAPH, Stage
 
-RUN = [*CHAIN, "tokenizers", "pretrain", "teacher", "distill_long", "merge", "quantize"]
+RUN = [*CHAIN, "tokenizers", "swap_tokenizer", "adapt", "pretrain", "teacher", "distill_long", "merge", "quantize"]
 RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "benchmark"]
 
 LONGER = (
@@ -107,7 +107,9 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, "quantize.fallback=true", stages=["quantize"])
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])
-        chain.run(run_dir, stages=["tokenizers"])
+        chain.run(run_dir, "adapt.max_steps=2", "adapt.warmup_steps=0", stages=["tokenizers", "adapt"])
+        swap = ("swap_tokenizer.tokenizer=builtin:tiny_bpe", "swap_tokenizer.tokens=100000")
+        chain.run(run_dir, *swap, stages=["swap_tokenizer"])
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         training_text = "prune.calibration.sources=[]"
         chain.run(run_dir, stages, training_text)

@@ -34,7 +34,7 @@ def test_what_a_stage_declares_exists(name: str):
     stage = GRAPH[name]
     assert view(Config(), stage.keys + stage.free)  # raises for a key that is none
     for other in (*stage.needs, *stage.uses):
-        assert other in ("model", "source", "distilled") or STAGES.index(other) < STAGES.index(name)
+        assert other in ("model", "source", "distilled", "tokenizer") or STAGES.index(other) < STAGES.index(name)
     assert stage.outputs and not set(stage.outputs) & set(stage.scratch)
 
 
@@ -66,7 +66,7 @@ def test_snapshots_count_where_they_are_left(name: str):
 @pytest.mark.parametrize(
     "stages, origin, needs",
     [
-        (STAGES, "merge", ["import_hf", "merge", "data"]),
+        (STAGES, "merge", ["swap_tokenizer", "merge", "data"]),
         (["import_hf", "data", "pretrain", "export"], "pretrain", ["import_hf", "pretrain", "data"]),
         (["import_hf", "export"], "import_hf", ["import_hf"]),
         (["import_hf", "data", "score", "prune", "export"], "prune", ["import_hf", "prune", "data"]),
@@ -85,8 +85,26 @@ def test_other_stages_need_what_they_say():
     assert needed(GRAPH["distill"], Config()) == ["import_hf", "data", "score", "prune"]
     config = Config()
     config.pipeline.stages = STAGES
-    assert needed(GRAPH["score"], config) == ["import_hf", "pretrain", "data"]
+    assert needed(GRAPH["score"], config) == ["swap_tokenizer", "pretrain", "data"]
     assert needed(GRAPH["prune"], config) == ["pretrain", "score", "search"]
+
+
+def test_what_the_source_is_and_with_what_it_begins():
+    config = Config()
+    config.pipeline.stages = ["import_hf", "swap_tokenizer", "data", "adapt", "pretrain", "export"]
+    assert [needed(GRAPH[name], config) for name in config.pipeline.stages[1:]] == [
+        ["import_hf"],
+        ["swap_tokenizer"],
+        ["swap_tokenizer", "data"],
+        ["swap_tokenizer", "adapt", "data"],
+        ["swap_tokenizer", "pretrain", "data"],
+    ]
+    config.pipeline.stages = [
+        "import_hf",
+        "data",
+        "score",
+    ]  # of stages that it does not have each begins with the first
+    assert needed(GRAPH["adapt"], config) == needed(GRAPH["pretrain"], config) == ["import_hf", "data"]
 
 
 def test_a_search_needs_all_that_its_candidates_read():
@@ -103,5 +121,5 @@ def test_processes_of_each_stage():
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
     expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2, "benchmark": 1}
     expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 6}
-    expected |= {"tasks": 1, "grpo": 12, "tokenizers": 1, "quantize": 1}
+    expected |= {"tasks": 1, "grpo": 12, "tokenizers": 1, "swap_tokenizer": 1, "adapt": 12, "quantize": 1}
     assert sizes == expected

@@ -78,6 +78,6 @@ def test_a_tokenizer_that_is_not_there_is_named(overrides, tmp_path: Path, capsy
     assert cli.main(["tokenizers", *overrides, found]) == 2
     assert capsys.readouterr().err == (
         f"error: tokenizers.compared.words: found no tokenizer in '{tmp_path}/nowhere', allowed: a directory with one "
-        "of tokenizer.json, tokenizer.model, vocab.json, or builtin:smollm2 or builtin:tiny\n"
+        "of tokenizer.json, tokenizer.model, vocab.json, or builtin:smollm2 or builtin:tiny or builtin:tiny_bpe\n"
     )
     assert not (tmp_path / "run").exists()

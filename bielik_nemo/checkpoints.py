@@ -96,11 +96,11 @@ def largest_id(path: Path) -> int:
 
 def absent_models(config: Config, wanted: Sequence[str]) -> Iterator[str]:
     """A model that is to be merged or measured is not here."""
-    for stage, models, allowed in (
-        ("merge", config.merge.models, MERGEABLE),
-        ("evaluate", config.evaluate.models, MEASURABLE),
+    for stage, readers, models, allowed in (
+        ("merge", {"merge"}, config.merge.models, MERGEABLE),
+        ("evaluate", {"evaluate", "benchmark"}, config.evaluate.models, MEASURABLE),
     ):
-        for index, model in enumerate(models if stage in wanted else ()):
+        for index, model in enumerate(() if readers.isdisjoint(wanted) else models):
             if not Path(model.path).exists():
                 yield f"{stage}.models[{index}].path: no such directory: {model.path!r}; allowed: {allowed}"
 

@@ -87,7 +87,7 @@ def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
 
 def sources(config: Config, stage: Stage) -> dict[str, str]:
     """What a stage reads outside the run directory: its path, by what it is to the stage."""
-    if stage.name in ("import_hf", "benchmark"):
+    if stage.name == "import_hf":
         return {"model.source": config.model.source}
     texts = {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
     if stage.name == "tokenizers":
@@ -109,8 +109,9 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return texts | ({"prune.importance.scores": scores} if scores else {})
     if stage.name == "merge":
         return {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
-    if stage.name == "evaluate":
-        return {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}
+    if stage.name in ("evaluate", "benchmark"):
+        others = {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}
+        return others | ({"model.source": config.model.source} if stage.name == "benchmark" else {})
     if stage.name == "prune" and config.prune.student:
         return {"prune.student": config.prune.student}
     if stage.name == "search" and config.prune.search.latency_table:

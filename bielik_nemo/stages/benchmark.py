@@ -1,7 +1,7 @@
 """How fast the source and what was made of it answer, beside the least time that memory allows.
 
-Leaves `metrics.json`. Measured are Hugging Face directories: `model.source`, and the export where the pipeline has one.
-A source that was trained further has the shape of `model.source`, and so its speed.
+Leaves `metrics.json`. Measured are Hugging Face directories: `model.source`, the export where the pipeline has one, and
+those among `evaluate.models`. A source that was trained further has the shape of `model.source`, and so its speed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from bielik_nemo import artifacts, ui
 from bielik_nemo.config import Config
 from bielik_nemo.data.builtin import resolve_model_source
 from bielik_nemo.engine import speed
-from bielik_nemo.stages import model_stage, source_stage
-from bielik_nemo.stages.subject import subjects
+from bielik_nemo.stages import model_stage
+from bielik_nemo.stages.subject import made
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -38,11 +38,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 def models(config: Config, run_dir: Path) -> dict[str, Path]:
     """Hugging Face directories by name, the source first."""
     found = {"source": resolve_model_source(config.model.source, run_dir / "benchmark" / "source")}
-    last = model_stage(config)
-    if "export" in config.pipeline.stages and last != source_stage(config):
-        name = next(subject.name for subject in subjects(config, run_dir) if subject.stage == last)
-        found[name] = run_dir / "export" / "hf"
-    return found
+    names = {stage: name for name, stage in made(config).items()}
+    if "export" in config.pipeline.stages:  # which may be of the source itself
+        found.setdefault(names.get(model_stage(config), "source"), run_dir / "export" / "hf")
+    others = {each.name: Path(each.path) for each in config.evaluate.models}
+    return found | {name: path for name, path in others.items() if (path / "config.json").is_file()}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -55,10 +55,10 @@ OUTCOME = (
     ),
     Stage(
         "benchmark",
-        keys=("model.dtype", "benchmark", "run.seed"),
+        keys=("model.dtype", "benchmark", "evaluate.models.name", "run.seed"),
         outputs=("metrics.json",),
         scratch=("source",),
-        free=("model.source", "pipeline.stages"),
+        free=("model.source", "evaluate.models.path", "pipeline.stages"),
         uses=("export",),
     ),
     Stage(

@@ -63,15 +63,19 @@ def subjects(config: Config, run_dir: Path) -> list[Subject]:
     Raises:
         CheckpointError: one of the others is no model.
     """
-    made = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
-    made |= {"grpo": "grpo", "merged": "merge"}
-    stages = {"source": source_stage(config)} | {k: v for k, v in made.items() if v in config.pipeline.stages}
     tokenizer = run_dir / config.tokenizer_stage / "tokenizer"
     found = []
-    for name, stage in stages.items():
+    for name, stage in made(config).items():
         shape = Architecture.from_json(run_dir / stage / "architecture.json")
         found.append(Subject(name, run_dir / stage, tokenizer, shape, stage))
     return found + [other(each.name, Path(each.path)) for each in config.evaluate.models]
+
+
+def made(config: Config) -> dict[str, str]:
+    """The stage that makes each model of the pipeline, by the model's name."""
+    every = {"pruned": "prune", "distilled": distilled_stage(config), "sft": "sft", "dpo": "dpo"}
+    every |= {"grpo": "grpo", "merged": "merge"}
+    return {"source": source_stage(config)} | {k: v for k, v in every.items() if v in config.pipeline.stages}
 
 
 def other(name: str, directory: Path) -> Subject:

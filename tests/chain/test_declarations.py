@@ -103,7 +103,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir)
         with pytest.MonkeyPatch.context() as timed:
             timed.setattr(speed, "Process", InNoTime)
-            chain.run(run_dir, stages=["benchmark"])
+            chain.run(run_dir, f"evaluate.models=[{{name:other,path:'{chain.source}'}}]", stages=["benchmark"])
         chain.run(run_dir, "quantize.fallback=true", stages=["quantize"])
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])

@@ -26,6 +26,15 @@ def test_what_is_measured(stages: str, made: dict[str, Path], random_hf):
     assert benchmark.models(config, Path("run")) == {"source": random_hf("llama"), **made}
 
 
+def test_other_models_are_measured_where_transformers_can(random_hf, tmp_path: Path):
+    """Not those that are Megatron's."""
+    (tmp_path / "megatron").mkdir()
+    named = f"[{{name:rival,path:'{random_hf('tied')}'}},{{name:stage,path:'{tmp_path}'}}]"
+    overrides = [f"model.source='{random_hf('llama')}'", "pipeline.stages=[benchmark]", f"evaluate.models={named}"]
+    found = benchmark.models(compose("tiny", overrides), Path("run"))
+    assert found == {"source": random_hf("llama"), "rival": random_hf("tied")}
+
+
 def test_a_row_for_a_person():
     row = {"model": "source", "input_tokens": 512, "output_tokens": 128, "concurrency": 4, "ttft_ms": 1234.56}
     row |= {"tpot_ms": 18.284, "limit_tpot_ms": 12.3, "tokens_per_second": 54.42, "peak_memory_gib": 20.876}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load(directory: Path) -> PreTrainedModel:
-    """The model in float32, on the GPU where there is one.
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model, on the GPU where there is one.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -30,7 +30,7 @@ def load(directory: Path) -> PreTrainedModel:
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            directory, torch_dtype=torch.float32, trust_remote_code=False, local_files_only=True
+            directory, torch_dtype=dtype, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
         raise CheckpointError(f"{directory}: transformers cannot load it ({error})") from error

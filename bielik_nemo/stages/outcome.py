@@ -63,7 +63,7 @@ OUTCOME = (
     ),
     Stage(
         "quantize",
-        keys=("quantize", "data.seq_length", "data.held_out_tokens"),
+        keys=("model.dtype", "quantize", "data.seq_length", "data.held_out_tokens"),
         outputs=("formats", "metrics.json"),
         free=("pipeline.stages",),
         needs=("export", "data"),

@@ -2,7 +2,8 @@
 
 All are measured on the same held-out token ids as the export itself by plain transformers. A format whose loss changes
 by more than `quantize.max_change` allows fails the stage, and nothing stands under its final name. GGUF formats are
-made of the one in float16; llama.cpp must tokenise the held-out text as the model's own tokenizer does.
+made of the one in float16; llama.cpp must tokenise the held-out text as the model's own tokenizer does. FP8 and NVFP4
+are measured by vLLM where it can run them, else with Model Optimizer's arithmetic, which the metrics say.
 
 Leaves `formats/` with a file or a directory for each, and `metrics.json`.
 """
@@ -22,12 +23,13 @@ from bielik_nemo import artifacts, quantization, ui
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.config import Config
 from bielik_nemo.data.tokenizer import load_tokenizer
-from bielik_nemo.engine import calibration, datasets
+from bielik_nemo.engine import calibration, convert, datasets, low_precision, vllm_loss
+from bielik_nemo.engine.model import DTYPES
 from bielik_nemo.errors import GateError
 from bielik_nemo.formats import gguf_file, gguf_vocabulary, llama, plain
 from bielik_nemo.quantization import GGUF, short
 
-WEIGHED = ("gguf:q6_k", "gguf:q4_k_m")
+WEIGHED = {"gguf:q6_k", "gguf:q4_k_m"}
 """Formats whose rounding heeds the importance matrix; q8_0 rounds to the nearest."""
 PROBE = (
     "Zażółć gęślą jaźń: 7 lat, 38 zł, 1989 r., 12345 km, 3.14159, 10 000 000. I'm, you'll, IT'S, don't!\n\n\n"
@@ -48,20 +50,21 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     settings, a = config.quantize, Architecture.from_hf(source)
     held_out = datasets.by_language(run_dir / "data" / "held_out", config.data.seq_length, config.data.held_out_tokens)
     blocks = torch.cat(list(held_out.values()))
-    model = plain.load(source)
+    as_gguf = [name for name in settings.formats if name.startswith(GGUF)]
+    low = [name for name in settings.formats if name not in as_gguf]
+    weighed = settings.importance and not WEIGHED.isdisjoint(as_gguf)
+    samples = _calibration(config, run_dir) if weighed or low else torch.empty(0, 0)
+    model, weights = plain.load(source), {}
     with ui.progress("loss of the export", len(blocks)) as advance:
         loss = plain.loss(model, blocks, advance)
+    if weighed:
+        with ui.progress("importance matrix", len(samples)) as advance:
+            weights = plain.importance(model, samples, advance)
+    del model
     bench = Bench(config, here, a, blocks, loss)
     (here / "formats").mkdir()
-    as_gguf = [name for name in settings.formats if name.startswith(GGUF)]
-    found = []
-    if as_gguf:
-        weights = {}
-        if settings.importance and not set(as_gguf).isdisjoint(WEIGHED):
-            samples = _calibration(config, run_dir)
-            with ui.progress("importance matrix", len(samples)) as advance:
-                weights = plain.importance(model, samples, advance)
-        found += _gguf(bench, source, as_gguf, weights)
+    found = list(_gguf(bench, source, as_gguf, weights)) if as_gguf else []
+    found += [_low_precision(bench, source, name, samples) for name in low]
     found.sort(key=lambda row: settings.formats.index(row["name"]))
     metrics = {"tokens": blocks[:, 1:].numel(), "loss": loss, "formats": found}
     artifacts.write_json(here / "metrics.json", metrics)
@@ -124,6 +127,22 @@ def _gguf(bench: Bench, source: Path, names: list[str], weights: dict[str, Tenso
             loss = llama.loss(path, bench.blocks, advance)
         yield bench.accept(name, path, f"model-{short(name)}.gguf", loss, bool(weights) and name in WEIGHED)
     half.unlink(missing_ok=True)
+
+
+def _low_precision(bench: Bench, source: Path, name: str, samples: Tensor) -> dict[str, Any]:
+    """A directory in FP8 or NVFP4, written by Model Optimizer and measured by vLLM or in its place."""
+    config, path = bench.config, bench.here / f"{name}.unchecked"
+    with ui.progress(f"scales of {name}", len(samples)) as advance:
+        model = plain.load(source, DTYPES[config.model.dtype])
+        low_precision.write(model, path, name, samples, config.quantize.keep_layers, advance)
+    del model
+    convert.copy_tokenizer(source, path)
+    if quantization.runtime(name) == quantization.VLLM:
+        loss = vllm_loss.loss(path, bench.blocks)
+    else:
+        with ui.progress(f"loss of {name}", len(bench.blocks)) as advance:
+            loss = plain.loss(low_precision.simulated(plain.load(source), path), bench.blocks, advance)
+    return bench.accept(name, path, name, loss)
 
 
 def _texts(source: Path, a: Architecture, blocks: Tensor) -> dict[str, list[int]]:

@@ -31,6 +31,22 @@ class Compared:
 
 
 @dataclass
+class Harness:
+    """Tasks of lm-evaluation-harness, and where their documents are (see data/harness.py)."""
+
+    tasks: list[str] = field(default_factory=list)  # its names of tasks, groups and tags, or those in harness_tasks/
+    shots: Optional[int] = None  # examples before each document; None: as each task has it
+    limit: Optional[int] = None  # documents of each task, the first ones; None: all
+    chat_template: bool = False  # ask in the tokenizer's chat template, examples as turns
+    data_dir: str = ""  # <dataset>/<split>.jsonl or .parquet
+    include_path: str = ""  # directory with YAML of one's own tasks
+    allow_code: bool = False  # run what that YAML names as `!function` or `class`
+    download: bool = False  # from the Hugging Face hub, what is not in data_dir
+    confidence: float = 0.95  # of all intervals
+    resamples: int = 1000  # of the documents, for intervals of metrics that are no means (F1, BLEU)
+
+
+@dataclass
 class Evaluate:
     """How the models of a pipeline, and others, are measured side by side."""
 
@@ -39,6 +55,7 @@ class Evaluate:
     agreement_tokens: int = 16384  # held-out ones, on which each model is compared with the source word by word
     prompts: list[str] = field(default_factory=list)
     sample_tokens: int = 32
+    harness: Harness = field(default_factory=Harness)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from bielik_nemo import artifacts, ranking, stopping, ui, worker
 from bielik_nemo import config as configuration
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
+from bielik_nemo.config_outcome import Harness
 from bielik_nemo.errors import ConfigError, DataError, UserError
 from bielik_nemo.stages import GRAPH, RESUMED, Stage, needed
 
@@ -45,6 +46,7 @@ SOURCE_FILES = {
     "benchmark": ("*.safetensors", "*.json"),
     "evaluate": ("*.safetensors", *TOKENIZER, "megatron/weights/*", "hf/*"),
 }
+SOURCE_FILES["evaluate"] += ("**/*.jsonl", "**/*.parquet", "**/*yaml", "**/*.py")
 """Files that count in a directory outside the run that a stage reads."""
 
 
@@ -111,12 +113,19 @@ def sources(config: Config, stage: Stage) -> dict[str, str]:
         return {f"merge.models[{index}].path": model.path for index, model in enumerate(config.merge.models)}
     if stage.name in ("evaluate", "benchmark"):
         others = {f"evaluate.models[{index}].path": model.path for index, model in enumerate(config.evaluate.models)}
-        return others | ({"model.source": config.model.source} if stage.name == "benchmark" else {})
+        own = {"model.source": config.model.source} if stage.name == "benchmark" else _tasks(config.evaluate.harness)
+        return others | own
     if stage.name == "prune" and config.prune.student:
         return {"prune.student": config.prune.student}
     if stage.name == "search" and config.prune.search.latency_table:
         return {"prune.search.latency_table": config.prune.search.latency_table}
     return {}
+
+
+def _tasks(settings: Harness) -> dict[str, str]:
+    """Directories of documents and tasks of `evaluate`, where it asks any."""
+    paths = {"data_dir": settings.data_dir, "include_path": settings.include_path} if settings.tasks else {}
+    return {f"evaluate.harness.{name}": path for name, path in paths.items() if path}
 
 
 def _digest_source(root: str, patterns: tuple[str, ...], known: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

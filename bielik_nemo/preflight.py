@@ -20,7 +20,7 @@ from bielik_nemo.align.nemo_rl import render as nemo_rl
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import MANIFEST
 from bielik_nemo.config import Config
-from bielik_nemo.data import blend, builtin_chat, builtin_tasks
+from bielik_nemo.data import blend, builtin_chat, builtin_tasks, harness_checks
 from bielik_nemo.data.builtin_chat import CONVERSATIONS, CORRECTIONS, PAIRS
 from bielik_nemo.data.text import PACKAGE_DOCS
 from bielik_nemo.errors import CheckpointError, ConfigError, DataError
@@ -86,6 +86,8 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         local += checkpoints.absent_models(config, wanted)
         errors += checkpoints.models_to_merge(config) if "merge" in wanted else ()
         errors += checkpoints.models_to_measure(config) if "evaluate" in wanted else ()
+        if "evaluate" in wanted and config.evaluate.harness.tasks:
+            local += harness_checks.problems(config.evaluate.harness)
         if "grpo" in wanted and config.grpo.engine == "nemo_rl":
             errors += nemo_rl.problems(config)
             errors += [] if config.launch.executor else submission.nemo_rl(config)

@@ -29,6 +29,10 @@ class Score(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def plain(self) -> dict[str, float]:
+        """As JSON has it: what is known."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
 
 class Recovery(NamedTuple):
     """What share of the teacher's score a student has.
@@ -48,9 +52,8 @@ class Recovery(NamedTuple):
     reason: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it; a reason only where there is one."""
-        found = self._asdict()
-        return found if self.reason else {key: value for key, value in found.items() if key != "reason"}
+        """As JSON has it: what is known, and a reason for what is not."""
+        return {key: value for key, value in self._asdict().items() if value not in (None, "", UNKNOWN)}
 
 
 def score(values: Sequence[float], confidence: float) -> Score:

@@ -502,3 +502,16 @@ def test_loads_beyond_the_context_and_an_engine_that_is_not_here(config: Config)
     assert of(config, stages=["benchmark"]) == [*([] if find_spec("vllm") else [absent]), beyond]
     config.model.source = "nowhere"
     assert of(config, stages=["benchmark"])[0].startswith("model.source: no such directory: 'nowhere'")
+
+
+def test_benchmarks_need_their_documents(config: Config, tmp_path: Path):
+    pytest.importorskip("lm_eval", reason='needs lm-evaluation-harness: pip install "bielik_nemo[measure]"')
+    settings = config.evaluate.harness
+    settings.tasks, settings.data_dir = ["bielik_8tags"], str(tmp_path)
+    first, second = of(config)
+    assert first.startswith(f"evaluate.harness.data_dir: task bielik_8tags: found no {tmp_path}/8tags/test.jsonl")
+    assert first.endswith("the split test of sdadas/8tags, a document a line with label, sentence")
+    assert "8tags/train.jsonl" in second
+    assert of(config, stages=["export"]) == []
+    settings.shots = 0  # no examples
+    assert len(of(config)) == 1

@@ -125,7 +125,9 @@ def test_what_cannot_be_divided_says_so():
     assert recovery.score([1.0], 0.95) == (1.0, None, None)
     near = recovery.of_draws(0.1, 0.2, np.array([0.1, 0.1]), np.array([0.2, 0.0]), 20, 0.95)
     assert near.value == 0.5 and near.verdict == "unknown" and near.reason
-    assert near.plain()["reason"] and "reason" not in Recovery(1, 1, 1, "within noise").plain()
+    assert near.plain() == {"value": 0.5, "reason": near.reason}
+    assert Recovery(1, 1, 1, "within noise").plain() == {"value": 1, "low": 1, "high": 1, "verdict": "within noise"}
+    assert recovery.score([1.0], 0.95).plain() == {"value": 1}
     with pytest.raises(ValueError, match="got 2 and 1 documents"):
         recovery.of_means([1, 1], [1], 0.95)
 

@@ -1,7 +1,8 @@
 """Models side by side: on held-out text, answers, preference pairs and tasks, and in what they say.
 
 Leaves `metrics.json`. All run as Megatron models: on text where the pipeline has `data`, on answers where it has
-`chat`; on pairs where it has `reference`, that model and what came of it; on tasks where it has `grpo`.
+`chat`; on pairs where it has `reference`, that model and what came of it; on tasks where it has `grpo`; on benchmarks
+where `evaluate.harness` names some (harness.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bielik_nemo.engine import against_reference, distributed
 from bielik_nemo.engine.megatron_rollout import MegatronEngine
 from bielik_nemo.engine.rollout import Sampling
 from bielik_nemo.stages import dpo, evaluate_text, grpo, model_stage, sft
+from bielik_nemo.stages.harness import Benchmarks
 from bielik_nemo.stages.subject import Subject, subjects
 
 
@@ -29,6 +31,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Measure all models."""
     metrics: dict[str, Any] = {}
     samples: list[dict[str, str]] = [{"prompt": prompt} for prompt in config.evaluate.prompts]
+    benchmarks = Benchmarks(config, run_dir)
     with distributed.model_parallel(config.parallel.tp, 1, config.run.seed):
         models = subjects(config, run_dir)
         for subject in models:
@@ -43,6 +46,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
                 metrics.setdefault(key, {})[subject.name] = value
             for prompt, text in _continued(config, subject, megatron):
                 samples[prompt][subject.name] = text
+            benchmarks.measure(subject, megatron)
             del megatron
             gc.collect()
     told = {key: metrics[key] for key in ("held_out_loss", "answer_loss", "preference", "tasks") if key in metrics}
@@ -50,6 +54,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         metrics["perplexity"] = {name: math.exp(loss) for name, loss in metrics["held_out_loss"].items()}
         metrics["tokens"] = sum(blocks[:, 1:].numel() for blocks in evaluate_text.held_out(config, run_dir).values())
     if distributed.rank() == 0:
+        if compared := benchmarks.compared([model.name for model in models]):
+            metrics["benchmarks"] = compared
+            told["recovery"] = compared["mean"]
         artifacts.write_json(run_dir / "evaluate" / "metrics.json", metrics | {"samples": samples})
     return told
 

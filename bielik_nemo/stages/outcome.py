@@ -5,6 +5,9 @@ from __future__ import annotations
 from bielik_nemo.stages.alignment import ALIGNMENT, PREFERENCE, SAMPLING
 from bielik_nemo.stages.stage import Stage, whole
 
+HARNESS = ("tasks", "shots", "limit", "chat_template", "confidence", "resamples")
+"""What decides the benchmarks of `evaluate`, besides their documents."""
+
 OUTCOME = (
     Stage(
         "export",
@@ -24,6 +27,7 @@ OUTCOME = (
             "evaluate.prompts",
             "evaluate.sample_tokens",
             "evaluate.batch_size",
+            *(f"evaluate.harness.{name}" for name in HARNESS),
             "data.seq_length",
             "data.held_out_tokens",
             "chat.held_out_tokens",
@@ -31,6 +35,7 @@ OUTCOME = (
             "chat.held_out_tasks",
         ),
         outputs=("metrics.json",),
+        resumed=("harness",),
         # What decides `sft`, `dpo` and `grpo` changes what is read of them.
         free=(
             "evaluate.models.path",
@@ -44,6 +49,7 @@ OUTCOME = (
             "grpo.rewards",
             "grpo.rollout_batch_size",
             "grpo.sources.rewards",
+            *(f"evaluate.harness.{name}" for name in ("data_dir", "include_path", "allow_code", "download")),
             "parallel.tp",
             "run.seed",
             "pipeline.stages",

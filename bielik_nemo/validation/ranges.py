@@ -105,6 +105,7 @@ POSITIVE = (
     "export.parity_tolerance",
     "evaluate.agreement_tokens",
     "evaluate.batch_size",
+    "evaluate.harness.resamples",
     "evaluate.sample_tokens",
     "benchmark.repeats",
     "quantize.calibration_samples",
@@ -137,7 +138,7 @@ POSITIVE_OR_NULL += ("sft.max_steps", "sft.reference_tokens", "dpo.max_steps", "
 POSITIVE_OR_NULL += ("optim.reference_tokens", "distill_long.rotary_base")
 POSITIVE_OR_NULL += ("prune.target.ffn_hidden_size", "prune.target.num_attention_heads")
 POSITIVE_OR_NULL += ("prune.target.num_query_groups", "trainer.max_loss_spike", "trainer.max_hours")
-POSITIVE_OR_NULL += ("trainer.snapshot_every", "benchmark.bandwidth_gb_s")
+POSITIVE_OR_NULL += ("trainer.snapshot_every", "benchmark.bandwidth_gb_s", "evaluate.harness.limit")
 POSITIVE_OR_NULL += tuple(f"prune.search.max_{budget}" for budget in ("parameters", "memory_gib", "latency_ms"))
 POSITIVE_OR_NULL += tuple(
     f"prune.search.{axis}.{end}"
@@ -206,7 +207,12 @@ def problems(config: Config) -> Iterator[str]:
         (("grpo.top_p",), lambda value: 0 < value <= 1, "above 0, up to 1"),
         (("grpo.group_size",), lambda value: value >= 2, "2 or more, to compare each reward with the others"),
         (("dpo.label_smoothing",), lambda value: 0 <= value < 0.5, "0 up to, not including, 0.5"),
-        (("distill.jensen_shannon_beta",), lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+        (
+            ("distill.jensen_shannon_beta", "evaluate.harness.confidence"),
+            lambda value: 0 < value < 1,
+            "between 0 and 1, both excluded",
+        ),
+        (("evaluate.harness.shots",), lambda value: value is None or value >= 0, "zero or a positive number, or null"),
         (("run.name", "run.dir"), lambda value: value.strip(), "text that is not blank"),
     ):
         for key, value in view(config, keys).items():
@@ -260,6 +266,8 @@ def _compared(config: Config) -> Iterator[str]:
 def paths(config: Config) -> dict[str, str]:
     """Every path that the configuration names, by its key."""
     found = {"run.dir": config.run.dir, "model.source": config.model.source}
+    harness = config.evaluate.harness
+    found |= {"evaluate.harness.data_dir": harness.data_dir, "evaluate.harness.include_path": harness.include_path}
     found |= {"prune.importance.scores": config.prune.importance.scores, "prune.student": config.prune.student}
     found |= {f"{key}.path": source.path for key, source in (*text_sources(config), *chat_sources(config))}
     found |= {"swap_tokenizer.tokenizer": config.swap_tokenizer.tokenizer}

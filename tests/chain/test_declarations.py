@@ -110,6 +110,9 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, "adapt.max_steps=2", "adapt.warmup_steps=0", stages=["tokenizers", "adapt"])
         swap = ("swap_tokenizer.tokenizer=builtin:tiny_bpe", "swap_tokenizer.tokens=100000")
         chain.run(run_dir, *swap, stages=["swap_tokenizer"])
+        chain.run(
+            run_dir, "evaluate.harness.tasks=[polish_corrections]", "evaluate.harness.limit=4", stages=["evaluate"]
+        )
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         training_text = "prune.calibration.sources=[]"
         chain.run(run_dir, stages, training_text)

@@ -67,6 +67,12 @@ CHANGES = {
     "evaluate.batch_size=2": ["evaluate"],
     "evaluate.agreement_tokens=512": ["evaluate"],
     "evaluate.models=[{name:other,path:builtin:tiny}]": ["evaluate"],
+    "evaluate.harness.tasks=[polish_corrections]": ["evaluate"],
+    "evaluate.harness.shots=1": ["evaluate"],
+    "evaluate.harness.limit=9": ["evaluate"],
+    "evaluate.harness.chat_template=true": ["evaluate"],
+    "evaluate.harness.confidence=0.9": ["evaluate"],
+    "evaluate.harness.resamples=9": ["evaluate"],
     "chat.held_out_tokens=9": ["evaluate"],
     "chat.held_out_pairs=9": ["evaluate"],
     "chat.held_out_tasks=9": ["evaluate"],
@@ -107,6 +113,7 @@ CHANGES = {
     "trainer.async_checkpoints=true": [],
     "distill.gate_max_loss=5": [],
     "distill.gate_tolerance=0.5": [],
+    "evaluate.harness.download=true": [],
     "pipeline.stages=[import_hf,data,score,prune,distill,export]": [],
 }
 

@@ -19,7 +19,7 @@ CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
 EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
-GROUPS = "cluster data distill dpo experiment grpo launch layout model optim parallel pipeline".split()
+GROUPS = "cluster data distill dpo evaluate experiment grpo launch layout model optim parallel pipeline".split()
 GROUPS += "pretrain prune sft trainer".split()
 CHOSEN = [path for path in FILES if path.parent not in (CONF, CONF / "layout")]
 

@@ -109,7 +109,7 @@ def compare(
             if [document["digest"] for document in each["documents"]] != documents:
                 raise GateError(f"task {task.name}: {name} was asked other documents than {TEACHER}")
         aggregate = aggregation(task.name, teacher["metric"])
-        scores, recoveries = _task(of_models, aggregate, settings)
+        scores, recoveries = _task(of_models, aggregate, settings.confidence, settings.resamples)
         recovered[task.name] = recoveries
         found[task.name] = {
             "metric": teacher["metric"],
@@ -143,10 +143,10 @@ def compare(
 
 
 def _task(
-    answers: dict[str, dict[str, Any]], aggregate: Callable[[list[Any]], float], settings: Harness
+    answers: dict[str, dict[str, Any]], aggregate: Callable[[list[Any]], float], confidence: float, resamples: int
 ) -> tuple[dict[str, recovery.Score], dict[str, Recovery]]:
     """Scores and recoveries of one task, by model."""
-    confidence, teacher = settings.confidence, answers[TEACHER]
+    teacher = answers[TEACHER]
     values = {name: [each["value"] for each in found["documents"]] for name, found in answers.items()}
     students = [name for name in answers if name != TEACHER]
     count = len(values[TEACHER])
@@ -155,7 +155,7 @@ def _task(
         recoveries = {name: recovery.of_means(values[name], values[TEACHER], confidence) for name in students}
     else:
         of_all = {name: float(aggregate(each)) for name, each in values.items()}
-        draws = recovery.resampled(values, aggregate, settings.resamples)
+        draws = recovery.resampled(values, aggregate, resamples)
         scores = {name: recovery.score_of_draws(of_all[name], draws[name], count, confidence) for name in answers}
         recoveries = {
             name: recovery.of_draws(of_all[name], of_all[TEACHER], draws[name], draws[TEACHER], count, confidence)

@@ -50,6 +50,7 @@ COMMANDS = {
     "evaluate": "held-out loss and samples of source, pruned and distilled model",
     "benchmark": "speed of generation and memory of the source and the export, beside what memory allows",
     "quantize": "the export as GGUF, FP8 or NVFP4, each with its loss in the runtime that it is made for",
+    "release": "the export and its formats with model cards, ready to be published",
     "pipeline": "all stages of pipeline.stages in order, then the report; what is done is skipped",
     "submit": "the same as pipeline launch=slurm: a job for each stage that is not done, queued at once",
     "check": "what would fail, and an estimate of memory and GPU-hours; runs nothing",

@@ -18,7 +18,7 @@ from bielik_nemo.artifacts import write_text
 from bielik_nemo.config_align import DPO, SFT, Chat, Merge
 from bielik_nemo.config_grpo import GRPO
 from bielik_nemo.config_launch import Cluster, Launch
-from bielik_nemo.config_outcome import Benchmark, Evaluate, Export, Quantize
+from bielik_nemo.config_outcome import Benchmark, Evaluate, Export, Quantize, Release
 from bielik_nemo.config_prune import Prune, TextSource
 from bielik_nemo.config_tokenizer import Adapt, SwapTokenizer, Tokenizers
 from bielik_nemo.config_training import LIVE_ONLY, Distill, DistillLong, Optim, Pretrain, Teacher, Trainer
@@ -27,7 +27,7 @@ from bielik_nemo.errors import ConfigError
 STAGES = ["import_hf", "tokenizers", "swap_tokenizer", "data", "adapt", "pretrain"]
 STAGES += ["score", "search", "prune", "teacher", "distill", "distill_long"]
 STAGES += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "merge", "export", "evaluate"]
-STAGES += ["benchmark", "quantize"]
+STAGES += ["benchmark", "quantize", "release"]
 """All stages, in the order in which a pipeline may have them."""
 
 CHAIN = ["import_hf", "data", "score", "prune", "distill", "export", "evaluate"]
@@ -130,6 +130,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     benchmark: Benchmark = field(default_factory=Benchmark)
     quantize: Quantize = field(default_factory=Quantize)
+    release: Release = field(default_factory=Release)
     pipeline: Pipeline = field(default_factory=Pipeline)
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of what ends a pipeline: export, and how its models are measured.
+"""Settings of what ends a pipeline: export, how its models are measured, and what is published.
 
 See config.py, whose rules these follow.
 """
@@ -105,3 +105,12 @@ class Quantize:
     fallback: bool = False  # GGUF: rows that do not fill the blocks of a k-quant are written in another format
     keep_layers: int = 0  # fp8, nvfp4: so many first and last layers stay in model.dtype
     require_runtime: bool = False  # refuse fp8 and nvfp4 where vLLM cannot load them, instead of simulating them
+
+
+@dataclass
+class Release:
+    """What is published: the export and its other formats, with model cards that tell how they were made."""
+
+    name: str = "${run.name}"  # of the model
+    licence: str = ""  # by SPDX, such as Apache-2.0 or LicenseRef-mine; must be given where there is a release
+    base_model: str = ""  # what it was made of, by its name on the Hugging Face Hub; "": the last part of model.source

@@ -43,6 +43,7 @@ SOURCE_FILES = {
     "preferences": ("**/*.jsonl",),
     "tasks": ("**/*.jsonl",),
     "merge": ("*.safetensors", *TOKENIZER, "weights/*"),
+    "release": ("README.md", "LICEN*", "NOTICE*"),
     "benchmark": ("*.safetensors", "*.json"),
     "evaluate": ("*.safetensors", *TOKENIZER, "megatron/weights/*", "hf/*"),
 }
@@ -89,7 +90,7 @@ def fingerprint(config: Config, stage: Stage, inputs: dict[str, str]) -> str:
 
 def sources(config: Config, stage: Stage) -> dict[str, str]:
     """What a stage reads outside the run directory: its path, by what it is to the stage."""
-    if stage.name == "import_hf":
+    if stage.name in ("import_hf", "release"):
         return {"model.source": config.model.source}
     texts = {f"data.sources[{i}].{source.text_key}": source.path for i, source in enumerate(config.data.sources)}
     if stage.name == "tokenizers":

@@ -28,6 +28,7 @@ from bielik_nemo.prune import latency, search
 from bielik_nemo.validation import problems, submission
 from bielik_nemo.validation.ranges import chat_sources, text_sources
 from bielik_nemo.validation.shapes import shape_problems, source_architecture
+from bielik_nemo.validation.stages import release_problems
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 CHAT_SUFFIXES = (".jsonl",)
@@ -88,6 +89,8 @@ def findings(config: Config, stages: Sequence[str] | None = None) -> list[Findin
         errors += checkpoints.models_to_measure(config) if "evaluate" in wanted else ()
         if "evaluate" in wanted and config.evaluate.harness.tasks:
             local += harness_checks.problems(config.evaluate.harness)
+        if "release" in wanted and "release" not in config.pipeline.stages:
+            errors += release_problems(config)
         if "grpo" in wanted and config.grpo.engine == "nemo_rl":
             errors += nemo_rl.problems(config)
             errors += [] if config.launch.executor else submission.nemo_rl(config)

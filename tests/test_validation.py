@@ -11,6 +11,7 @@ BLEND = "prune.calibration.sources="
 MIX = "data.sources=[{path:a,language:pl,weight:2},{path:b,language:en},{path:c,language:pl,weight:1}]"
 PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
 LORA = ("pipeline.stages=[chat,sft]", "sft.lora.rank=8")
+RELEASE = "pipeline.stages=[import_hf,export,release]"
 MERGE = "pipeline.stages=[import_hf,merge,export]"
 LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
@@ -516,6 +517,15 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             "merge.snapshots: found 3, allowed: 0, or more where sft, dpo or grpo in pipeline.stages leaves",
         ),
         ("", [MERGE, "merge.snapshots=3", "trainer.snapshot_every=9"], "merge.snapshots: found 3, allowed: 0, or more"),
+        ("", [RELEASE], "release.licence: found '', allowed: an SPDX identifier such as Apache-2.0, or LicenseRef-"),
+        ("", [RELEASE, "release.licence=Apache"], "release.licence: found 'Apache', allowed: an SPDX identifier"),
+        ("", [RELEASE, "release.licence=MIT", "release.name=a/b"], "release.name: found 'a/b', allowed: letters, "),
+        (
+            "",
+            [RELEASE, "release.licence=MIT", "release.base_model=/models/x"],
+            "release.base_model: found '/models/x', allowed: owner/name on the Hugging Face Hub",
+        ),
+        ("", ["pipeline.stages=[import_hf,release]", "release.licence=MIT"], "found release without export, allowed"),
         ("tiny", ["model.shape.model_type=gpt2"], "model.shape: architecture: model_type: found 'gpt2'"),
     ],
 )
@@ -539,6 +549,8 @@ def test_problem_is_named(recipe: str, overrides: list[str], expected: str):
         (FULL, ["parallel.tp=8", "parallel.pp=2"]),
         ("", ["pipeline.stages=[import_hf,export]"]),
         ("", [MERGE, "merge.models=[{path:m},{path:n,weight:0}]"]),
+        ("", [RELEASE, "release.licence=apache-2.0", "release.base_model=owner/Model-1.5"]),
+        ("", [RELEASE, "release.licence=LicenseRef-mine"]),
         ("", [MERGE, "merge.models=[{path:m}]", "merge.weight=0", "merge.method=slerp"]),
     ],
 )

@@ -98,10 +98,10 @@ def _retention(found: dict[str, Any]) -> str:
     )
     mean = found.get("mean", {}).get(model, {})
     if mean.get("value") is not None:
-        note += f" On average <b>{_spelt(mean)}</b> {_badge(mean)}"
+        note += f" On average <b>{spelt(mean)}</b> {_badge(mean)}"
     heads = ["Ability", words.model(found.get("teacher", "source")), escape(words.model(model)), "Kept", ""]
     lines = [
-        [escape(row["name"]), *(_score(value) for value in row["scores"].values()), _spelt(row), _badge(row)]
+        [escape(row["name"]), *(_score(value) for value in row["scores"].values()), spelt(row), _badge(row)]
         for row in rows
     ]
     plot = charts.recoveries(rows, f"Kept by {words.model(model)}, best first")
@@ -127,7 +127,7 @@ def _badge(each: Mapping[str, Any]) -> str:
     return markup.verdict(each["verdict"], VERDICTS[each["verdict"]]) if each.get("verdict") else ""
 
 
-def _spelt(each: Mapping[str, Any]) -> str:
+def spelt(each: Mapping[str, Any]) -> str:
     """97.3 % (95.1 to 99.5)."""
     if each.get("value") is None:
         return ""
@@ -174,8 +174,8 @@ def table(numbers: dict[str, Any]) -> Table | None:
             shown.add_row("...")
             continue
         scores = [_score(value) for value in row["scores"].values()]
-        shown.add_row(Text(row["name"], overflow="ellipsis"), *scores, _spelt(row), row["verdict"])
+        shown.add_row(Text(row["name"], overflow="ellipsis"), *scores, spelt(row), row["verdict"])
     mean = found.get("mean", {}).get(model) or {}
     if mean.get("value") is not None:
-        shown.add_row("on average", "", "", _spelt(mean), mean.get("verdict") or "")
+        shown.add_row("on average", "", "", spelt(mean), mean.get("verdict") or "")
     return shown

@@ -182,8 +182,8 @@ def table(numbers: dict[str, Any]) -> Table | None:
     sizes = ["parameters", "embeddings\nonce"][: 1 + both]
     for heading in (*sizes, "held-out loss\nnats/token", "bits\nper byte" if bits else "perplexity", "gap closed"):
         found.add_column(heading, justify="right")
-    for name in words.ordered(("source", "pruned", *losses)):
-        if name not in losses and not words.size(numbers, name):
+    for name in words.ordered(("source", "pruned", *losses, *bits)):
+        if name not in losses and name not in bits and not words.size(numbers, name):
             continue
         sizes = [words.size(numbers, name, once) for once in (False, True)[: 1 + both]]
         perplexity = words.perplexity(perplexities[name]) if name in perplexities and not bits else ""

@@ -73,9 +73,9 @@ def section(numbers: dict[str, Any]) -> str:
         [
             _load(row),
             markup.model(row["model"]),
-            *(_number(row, key) for key in ("ttft_ms", "tpot_ms", "tokens_per_second", "limit_tokens_per_second")),
+            *(number(row, key) for key in ("ttft_ms", "tpot_ms", "tokens_per_second", "limit_tokens_per_second")),
             _of_limit(row),
-            _number(row, "peak_memory_gib"),
+            number(row, "peak_memory_gib"),
             _speedup(ratios.get(_key(row), {})),
         ]
         for row in points
@@ -106,7 +106,7 @@ def table(numbers: dict[str, Any]) -> Table | None:
         shown.add_column(heading, justify="right")
     keys = ("ttft_ms", "tpot_ms", "tokens_per_second", "limit_tokens_per_second", "peak_memory_gib")
     for row in found["points"]:
-        told = (_number(row, key) for key in keys)
+        told = (number(row, key) for key in keys)
         shown.add_row(_load(row), Text(row["model"]), *told, _speedup(ratios.get(_key(row), {})))
     return shown
 
@@ -119,7 +119,8 @@ def _load(row: Mapping[str, Any]) -> str:
     return f"{row['input_tokens']:,} + {row['output_tokens']:,}, {row['concurrency']}"
 
 
-def _number(row: Mapping[str, Any], key: str) -> str:
+def number(row: Mapping[str, Any], key: str) -> str:
+    """In three digits, or whole; empty where it is not known."""
     if key not in row:
         return ""
     return f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.3g}"

@@ -39,6 +39,9 @@ GRAPH["search"] = replace(
     version=sum(GRAPH[name].version for name in ("search", *RANKED_BY)),
 )
 
+# The cards of a release tell of all that was done and measured.
+GRAPH["release"] = replace(GRAPH["release"], uses=tuple(name for name in GRAPH if name != "release"))
+
 
 def needed(stage: Stage, config: Config) -> list[str]:
     """Names of the stages whose results this one reads, each once, with `model` and its like resolved."""

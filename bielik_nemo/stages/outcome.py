@@ -75,4 +75,12 @@ OUTCOME = (
         needs=("export", "data"),
         uses=("score",),
     ),
+    Stage(
+        "release",
+        keys=("release",),
+        outputs=("hf",),
+        free=("model.source", "pipeline.stages"),
+        needs=("import_hf", "export"),
+        gpu=False,
+    ),
 )

@@ -59,9 +59,12 @@ class Stage:
 
     def results(self, config: Config) -> tuple[str, ...]:
         """`outputs` under this configuration: of `prune`, by streaming or with a student that was cut elsewhere; of
-        `grpo`, by NeMo-RL; with the snapshots that it leaves."""
+        `grpo`, by NeMo-RL; of `release`, with other formats; with the snapshots that it leaves."""
         if self.name == "grpo" and config.grpo.engine == "nemo_rl":
             return "hf", "architecture.json", "rollouts"
+        if self.name == "release":
+            made = config.quantize.formats if "quantize" in config.pipeline.stages else []
+            return (*self.outputs, *dict.fromkeys(name.partition(":")[0] for name in made))
         if self.name != "prune":
             return (*self.outputs, "snapshots") if self.snapshot_every(config) else self.outputs
         if config.prune.student:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from bielik_nemo.config import STAGES, Config
 from bielik_nemo.keys import nearest
 from bielik_nemo.quantization import FORMATS
+
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_HUB_NAME = re.compile(rf"{_NAME.pattern}/{_NAME.pattern}", re.ASCII)
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -19,6 +25,8 @@ def problems(config: Config) -> Iterator[str]:
     yield from _search(config)
     if "merge" in config.pipeline.stages:
         yield from merge_problems(config)
+    if "release" in config.pipeline.stages:
+        yield from release_problems(config)
     yield from _formats(config)
 
 
@@ -121,3 +129,19 @@ def merge_problems(config: Config) -> Iterator[str]:
     if merge.snapshots and not (every and {"sft", "dpo", "grpo"} & set(config.pipeline.stages)):
         leaves = "where sft, dpo or grpo in pipeline.stages leaves some (trainer.snapshot_every)"
         yield f"merge.snapshots: found {merge.snapshots}, allowed: 0, or more {leaves}"
+
+
+def release_problems(config: Config) -> Iterator[str]:
+    """What is wrong with what a release says, for a run that makes one."""
+    release = config.release
+    if "export" not in config.pipeline.stages:
+        yield "pipeline.stages: found release without export, allowed: with it: there is nothing to publish"
+    if not _NAME.fullmatch(release.name):
+        yield f"release.name: found {release.name!r}, allowed: letters, digits, '.', '_' and '-', which name files"
+    if release.base_model and not _HUB_NAME.fullmatch(release.base_model):
+        yield f"release.base_model: found {release.base_model!r}, allowed: owner/name on the Hugging Face Hub, or none"
+    try:
+        canonicalize_license_expression(release.licence)
+    except InvalidLicenseExpression:
+        spdx = "an SPDX identifier such as Apache-2.0, or LicenseRef- and a name of your own"
+        yield f"release.licence: found {release.licence!r}, allowed: {spdx}"

@@ -19,7 +19,7 @@ from bielik_nemo.engine.speed_process import Process, Timing
 from bielik_nemo.stages import GRAPH, Stage
 
 RUN = [*CHAIN, "tokenizers", "swap_tokenizer", "adapt", "pretrain", "teacher", "distill_long", "merge", "quantize"]
-RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "benchmark"]
+RUN += ["chat", "sft", "preferences", "reference", "dpo", "tasks", "grpo", "benchmark", "release"]
 
 LONGER = (
     "distill_long.seq_length=256",
@@ -105,6 +105,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
             timed.setattr(speed, "Process", InNoTime)
             chain.run(run_dir, f"evaluate.models=[{{name:other,path:'{chain.source}'}}]", stages=["benchmark"])
         chain.run(run_dir, "quantize.formats=[gguf:f16,fp8]", "quantize.calibration_samples=2", stages=["quantize"])
+        chain.run(run_dir, "release.licence=MIT", stages=["release"])
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])
         chain.run(run_dir, "adapt.max_steps=2", "adapt.warmup_steps=0", stages=["tokenizers", "adapt"])

@@ -78,6 +78,7 @@ CHANGES = {
     "chat.held_out_tasks=9": ["evaluate"],
     # Of stages that this pipeline does not have.
     "benchmark.repeats=3": [],
+    "release.licence=MIT": [],
     "prune.search.max_parameters=2e5": [],
     "teacher.samples_per_token=10": [],
     "tokenizers.documents=1": [],

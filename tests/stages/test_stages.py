@@ -119,7 +119,7 @@ def test_processes_of_each_stage():
     config.parallel.tp, config.parallel.pp, config.cluster.devices_per_node = 2, 3, 12
     sizes = {name: stage.world_size(config) for name, stage in GRAPH.items()}
     expected = {"import_hf": 6, "data": 1, "score": 3, "search": 1, "prune": 3, "teacher": 12, "distill": 12}
-    expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2, "benchmark": 1}
+    expected |= {"pretrain": 12, "distill_long": 12, "export": 6, "evaluate": 2, "benchmark": 1, "release": 1}
     expected |= {"chat": 1, "sft": 12, "preferences": 1, "reference": 12, "dpo": 12, "merge": 6}
     expected |= {"tasks": 1, "grpo": 12, "tokenizers": 1, "swap_tokenizer": 1, "adapt": 12, "quantize": 1}
     assert sizes == expected

@@ -434,6 +434,15 @@ def test_scores_of_another_run_must_be_there(config: Config, tmp_path: Path):
     assert of(config) == []
 
 
+def test_a_release_says_its_licence_also_when_it_is_run_alone(config: Config):
+    config.release.name = "Small-1"
+    assert of(config) == []
+    (found,) = of(config, "error", ["release"])
+    assert found.startswith("release.licence: found '', allowed: an SPDX identifier such as Apache-2.0")
+    config.release.licence = "MIT"
+    assert of(config, "error", ["release"]) == []
+
+
 def test_models_to_be_merged(config: Config, checkpoint: Path, tmp_path: Path):
     """One that is not there, one that is nothing, a pickle, another shape, and two that are good."""
     other, pickled, megatron = tmp_path / "other", tmp_path / "pickled", tmp_path / "megatron"

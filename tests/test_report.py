@@ -570,6 +570,11 @@ def test_packages_that_changed_between_stages_are_all_named(run_dir):
         (words.perplexity(485_165_195.4), "4.85e+08"),
         (words.change(200, 150), "\N{MINUS SIGN}25.0 %"),
         (words.percent(0.6234), "62.3 %"),
+        (words.signed_percent(0.01234), "+1.23 %"),
+        (words.signed_percent(-0.01234), "\N{MINUS SIGN}1.23 %"),
+        (words.signed_percent(-0.00001), "+0.00 %"),
+        (words.gigabytes(99_000_000), "99.0 MB"),
+        (words.gigabytes(14_700_000_000), "14.70 GB"),
     ],
 )
 def test_spelling_of_numbers(spelt, expected):

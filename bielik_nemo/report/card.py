@@ -95,7 +95,7 @@ def format_card(facts: Facts, kind: str, files: Mapping[str, Mapping[str, Any]])
         _run(kind, next(iter(files))),
         _licence(facts),
     ]
-    return _front_matter(facts, quantized=True) + "\n" + "\n\n".join(filter(None, parts)) + "\n"
+    return _front_matter(facts, kind) + "\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
 def languages(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -104,14 +104,14 @@ def languages(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["language"] for row in rows if row.get("language")))
 
 
-def _front_matter(facts: Facts, quantized: bool = False) -> str:
+def _front_matter(facts: Facts, kind: str = "") -> str:
     known = facts.licence.lower()
     given: dict[str, Any] = {"license": known if known in HUB_LICENCES else "other"}
     if known not in HUB_LICENCES:
         given["license_name"] = known
     given |= {"language": languages(facts.stages), "pipeline_tag": "text-generation"}
-    if quantized:
-        given["base_model_relation"] = "quantized"
+    if kind:
+        given["tags"] = [kind]
     else:
         given["library_name"] = "transformers"
         given["base_model"] = facts.base if facts.published else ""

@@ -60,8 +60,8 @@ def percent(share: float) -> str:
 
 
 def signed_percent(share: float) -> str:
-    """0.0123 is +1.23 %."""
-    return f"{100 * share:+.2f} %".replace("-", "\N{MINUS SIGN}")
+    """0.0123 is +1.23 %; what rounds to nothing has a plus."""
+    return f"{round(100 * share, 2) + 0.0:+.2f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def gigabytes(size: float) -> str:

@@ -148,7 +148,7 @@ def test_what_is_missing_is_left_out():
 def test_the_card_of_a_format_tells_its_files():
     row = {"bytes": 4_400_000, "bits_per_weight": 4.85, "loss": 2.02, "change": 0.01, "runtime": "llama.cpp"}
     text = format_card(FACTS, "gguf", {"Small-1-Q4_K_M.gguf": row})
-    assert ModelCard(text).data.to_dict()["base_model_relation"] == "quantized"
+    assert ModelCard(text).data.to_dict()["tags"] == ["gguf"]
     assert "| `Small-1-Q4_K_M.gguf` | 4.4 MB | 4.85 | 2.0200 | +1.00 % |" in text
     assert "llama-cli -m Small-1-Q4_K_M.gguf" in text and "vllm serve Small-1" in format_card(
         FACTS, "fp8", {"Small-1": {}}

@@ -524,3 +524,16 @@ def test_benchmarks_need_their_documents(config: Config, tmp_path: Path):
     assert of(config, stages=["export"]) == []
     settings.shots = 0  # no examples
     assert len(of(config)) == 1
+
+
+def test_what_another_tokenizer_needs(config: Config, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    config.pipeline.stages = ["import_hf", "swap_tokenizer", "data", "adapt"]
+    config.swap_tokenizer.tokenizer = "/nowhere"
+    assert of(config) == [
+        "swap_tokenizer.tokenizer: found no tokenizer in '/nowhere', allowed: a directory with one of tokenizer.json, "
+        "tokenizer.model, vocab.json, or builtin:smollm2 or builtin:tiny or builtin:tiny_bpe"
+    ]
+    config.swap_tokenizer.tokenizer = str(checkpoint)  # its largest id is 262
+    assert of(config) == [] and preflight.architecture(config).vocab_size == 263
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "entmax" else object())
+    assert of(config) == ['swap_tokenizer: needs entmax, not installed here; pip install "bielik_nemo[tokenizer]"']

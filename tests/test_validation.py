@@ -13,6 +13,7 @@ PLAIN = "data.sources=[{path:a,language:pl},{path:b,language:en}]"
 LORA = ("pipeline.stages=[chat,sft]", "sft.lora.rank=8")
 RELEASE = "pipeline.stages=[import_hf,export,release]"
 MERGE = "pipeline.stages=[import_hf,merge,export]"
+SWAP = "swap_tokenizer.tokenizer=builtin:tiny_bpe"
 LANGUAGES = "data.language_weights={pl: 0.7, en: 0.3}"
 
 
@@ -54,6 +55,40 @@ def test_layers_by_hand_give_the_depth_where_the_target_gives_none():
             "",
             ["benchmark.bandwidth_gb_s=0"],
             "benchmark.bandwidth_gb_s: found 0.0, allowed: a positive number, or null",
+        ),
+        ("", ["tokenizers.documents=0"], "tokenizers.documents: found 0, allowed: a positive number"),
+        ("", ["swap_tokenizer.min_count=0"], "swap_tokenizer.min_count: found 0, allowed: a positive number"),
+        ("", ["adapt.boundary_layers=-1"], "adapt.boundary_layers: found -1, allowed: zero or a positive number"),
+        (
+            "tiny",
+            ["pipeline.stages=[adapt]", "adapt.boundary_layers=3"],
+            "found 3, allowed: 0 to 2, half of the layers",
+        ),
+        (
+            "tiny",
+            ["pipeline.stages=[adapt]", "adapt.boundary_layers=1", "parallel.pp=4", "data.global_batch_size=4"],
+            "parallel.pp: found 4, allowed: 1 or 2 with adapt, which leaves the stages between nothing to train",
+        ),
+        ("", ["pipeline.stages=[adapt]", "adapt.warmup_steps=1000"], "adapt.warmup_steps: found 1000, allowed: less"),
+        (
+            "tiny",
+            ["pipeline.stages=[import_hf,swap_tokenizer]"],
+            "swap_tokenizer.tokenizer: found none, allowed: a directory with the new tokenizer",
+        ),
+        (
+            "tiny",
+            ["pipeline.stages=[import_hf,swap_tokenizer,data,adapt,score,prune,distill]", SWAP],
+            "pipeline.stages: found distill with swap_tokenizer, allowed: with pretrain between them; the old model",
+        ),
+        (
+            "tiny",
+            ["pipeline.stages=[import_hf,swap_tokenizer,chat,sft]", SWAP, "sft.forward_kl=0.5"],
+            "sft.forward_kl: found 0.5, allowed: 0 with swap_tokenizer and without pretrain",
+        ),
+        (
+            "tiny",
+            ["pipeline.stages=[import_hf,swap_tokenizer,data,score,prune]", SWAP, "prune.streaming=true"],
+            "prune.streaming: found True, allowed: False with swap_tokenizer in pipeline.stages (it cuts model.source)",
         ),
         ("", ["run.name=' '"], "run.name: found ' ', allowed: text that is not blank"),
         ("", ["run.dir='~/runs'"], "run.dir: found '~/runs', allowed: a path without ~, such as '$HOME/runs'"),

@@ -24,7 +24,8 @@ def collect(run_dir: Path) -> dict[str, Any]:
 
 
 def _architectures(run_dir: Path) -> dict[str, Any]:
-    paths = {"source": run_dir / "import_hf", "target": run_dir / "prune"}
+    swapped = run_dir / "swap_tokenizer"  # from there on its model is the source
+    paths = {"source": swapped if swapped.is_dir() else run_dir / "import_hf", "target": run_dir / "prune"}
     files = {role: path / "architecture.json" for role, path in paths.items()}
     shapes = {role: _shape(path) for role, path in files.items() if path.is_file()}
     every = {role: shape.num_parameters() for role, shape in shapes.items()}

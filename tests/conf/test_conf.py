@@ -18,7 +18,7 @@ from bielik_nemo.validation.shapes import source_architecture
 CONF = Path(str(files("bielik_nemo.conf")))
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local")
 NAMES = [str(path.relative_to(CONF)) for path in FILES]
-EXPERIMENTS = ["bielik_minitron_7b", "smollm2", "tiny"]
+EXPERIMENTS = ["bielik_minitron_7b", "bielik_pl_minitron_7b", "smollm2", "tiny", "tiny_tokenizer"]
 GROUPS = "cluster data distill dpo evaluate experiment grpo launch layout model optim parallel pipeline".split()
 GROUPS += "pretrain prune sft trainer".split()
 CHOSEN = [path for path in FILES if path.parent not in (CONF, CONF / "layout")]
@@ -122,6 +122,7 @@ def test_restates_no_default(path: Path):
         "experiment/bielik_minitron_7b.yaml": {"data.seq_length", "data.micro_batch_size"},
         "experiment/smollm2.yaml": {"cluster.nodes"},
         "experiment/tiny.yaml": {"cluster.nodes"},
+        "experiment/tiny_tokenizer.yaml": {"cluster.nodes"},
         "parallel/single.yaml": {"parallel.tp", "parallel.pp"},
         "cluster/local.yaml": {"cluster.name"},
         "pipeline/compress.yaml": {"pipeline.stages"},
@@ -167,6 +168,17 @@ def test_published_recipe():
     assert (config.model.dtype, config.trainer.precision) == ("bfloat16", "bf16-mixed")
     tokens = config.trainer.max_steps * config.data.global_batch_size * config.data.seq_length
     assert tokens < 0.03 * 1.1e12
+
+
+def test_published_way_to_another_tokenizer():
+    """arXiv 2604.10799: 4 and 16 billion tokens, two boundary layers at either end; SFT, DPO-P and GRPO as before."""
+    config, before = compose("bielik_pl_minitron_7b"), compose("bielik_minitron_7b")
+    assert source_architecture(config) == target(before)
+    batch = config.data.global_batch_size * config.data.seq_length
+    assert [round(own.max_steps * batch / 1e9, 1) for own in (config.adapt, config.pretrain)] == [4.0, 16.0]
+    assert config.adapt.boundary_layers == 2
+    assert (config.sft, config.dpo, config.grpo) == (before.sft, before.dpo, before.grpo)
+    assert config.pipeline.stages.index("pretrain") < config.pipeline.stages.index("sft")
 
 
 def test_published_alignment():

@@ -155,7 +155,9 @@ def _task(
         recoveries = {name: recovery.of_means(values[name], values[TEACHER], confidence) for name in students}
     else:
         of_all = {name: float(aggregate(each)) for name, each in values.items()}
-        draws = recovery.resampled(values, aggregate, resamples)
+        from bielik_nemo.data.translation import counted  # lm_eval: only where something was asked
+
+        draws = recovery.resampled(*counted(aggregate, values), resamples)
         scores = {name: recovery.score_of_draws(of_all[name], draws[name], count, confidence) for name in answers}
         recoveries = {
             name: recovery.of_draws(of_all[name], of_all[TEACHER], draws[name], draws[TEACHER], count, confidence)

@@ -3,9 +3,10 @@
 What report.json has of them is what the stage `evaluate` left, checked, where it ran any:
 
     benchmarks    {teacher, confidence, tasks: {task: {metric, samples, shots, group, models: {model: {value, low,
-                  high}}, recovery: {model: {value, low, high, verdict}}}}, mean: {model: {value, low, high, verdict}}}
+                  high}}, recovery: {model: {value, low, high, verdict, reason}}, above_chance: {model: score}}},
+                  mean: {model: {value, low, high, verdict}}, groups: {group: the same of its tasks}}
 
-A verdict is `lost`, `gained` or `within noise`: 1 lies in the interval.
+A verdict is `lost`, `gained` or `within noise`: 1 lies in the interval. Without one there is a reason.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def collect(evaluation: Path, content: dict[str, Any]) -> dict[str, Any]:
         texts_of(evaluation, task, ("metric", "group"), f"{where}.")
         for part in ("models", "recovery"):
             _scores(evaluation, task.get(part) or {}, f"{where}.{part}")
+        above = task.get("above_chance") or {}
+        numbers_of(evaluation, above, _object(evaluation, above, f"{where}.above_chance"), f"{where}.above_chance.")
     _scores(evaluation, found.get("mean") or {}, "benchmarks.mean")
+    for name, means in _object(evaluation, found.get("groups") or {}, "benchmarks.groups").items():
+        _scores(evaluation, means, f"benchmarks.groups.{name}")
     numbers_of(evaluation, found, ["confidence"], "benchmarks.")
     texts_of(evaluation, found, ["teacher"], "benchmarks.")
     return {"benchmarks": found}
@@ -48,6 +53,7 @@ def _scores(path: Path, table: Any, where: str) -> None:
     for name, each in _object(path, table, where).items():
         prefix = f"{where}.{name}"
         numbers_of(path, _object(path, each, prefix), ("value", "low", "high"), f"{prefix}.")
+        texts_of(path, each, ["reason"], f"{prefix}.")
         if each.get("verdict") not in (None, *VERDICTS):
             raise DataError(f"{path}: {prefix}.verdict: found {each['verdict']!r:.80}, allowed: {', '.join(VERDICTS)}")
 
@@ -70,6 +76,12 @@ def retention(found: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["value"])
 
 
+def unknown(found: Mapping[str, Any], model: str) -> dict[str, str]:
+    """Why there is no recovery of this model, by task."""
+    every = {name: (task.get("recovery") or {}).get(model) or {} for name, task in found.get("tasks", {}).items()}
+    return {name: each["reason"] for name, each in every.items() if each.get("reason")}
+
+
 def measured(found: Mapping[str, Any]) -> list[str]:
     """The models that are compared with the teacher."""
     return words.ordered(model for task in found.get("tasks", {}).values() for model in task.get("recovery") or {})
@@ -89,8 +101,8 @@ def section(numbers: dict[str, Any]) -> str:
 
 def _retention(found: dict[str, Any]) -> str:
     model = newest(found)
-    rows = retention(found, model)
-    if not rows:
+    rows, reasons = retention(found, model), unknown(found, model)
+    if not rows and not reasons:
         return ""
     share = f"{100 * found['confidence']:g} % " if found.get("confidence") else ""
     note = (
@@ -104,18 +116,24 @@ def _retention(found: dict[str, Any]) -> str:
         [escape(row["name"]), *(_score(value) for value in row["scores"].values()), spelt(row), _badge(row)]
         for row in rows
     ]
-    plot = charts.recoveries(rows, f"Kept by {words.model(model)}, best first")
-    body = markup.figure("", "", plot, wide=True) + markup.table(heads, ["number"] * 3 + ["text"], lines)
+    body = ""
+    if rows:
+        plot = charts.recoveries(rows, f"Kept by {words.model(model)}, best first")
+        body = markup.figure("", "", plot, wide=True) + markup.table(heads, ["number"] * 3 + ["text"], lines)
+    body += "".join(f"<p>{escape(name)}: {escape(reason)}</p>" for name, reason in reasons.items())
     return markup.section(f"What {escape(words.model(model))} kept, best first", note, body)
 
 
 def _tasks(found: dict[str, Any]) -> str:
     tasks = found["tasks"]
     models = words.ordered(model for task in tasks.values() for model in task.get("models") or {})
-    rows = [
-        [_named(name, task), *(_interval((task.get("models") or {}).get(model) or {}) for model in models)]
-        for name, task in tasks.items()
-    ]
+    rows = []
+    for name, task in tasks.items():
+        rows.append([_named(name, task), *(_interval((task.get("models") or {}).get(model) or {}) for model in models)])
+        if above := task.get("above_chance"):
+            rows.append(["<small>the same above chance</small>", *(_score(above.get(model)) for model in models)])
+    for group, kept in (found.get("groups") or {}).items():
+        rows.append([f"Kept of {escape(group)}", *(_kept(kept.get(model) or {}) for model in models)])
     means = found.get("mean") or {}
     foot = ["Kept, on average", *(_kept(means.get(model) or {}) for model in models)] if means else None
     heads = ["Task", *map(markup.model, models)]

@@ -103,7 +103,7 @@ def table(numbers: dict[str, Any]) -> Table | None:
     shown.add_column("in + out,\nat once")
     shown.add_column("model")
     for heading in ("first\nms", "token\nms", "tokens/s", "limit", "GiB", "speed-up\n(limit)"):
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     keys = ("ttft_ms", "tpot_ms", "tokens_per_second", "limit_tokens_per_second", "peak_memory_gib")
     for row in found["points"]:
         told = (number(row, key) for key in keys)

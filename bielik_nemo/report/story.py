@@ -81,6 +81,11 @@ def _pace(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -
     return ", ".join(told)
 
 
+def _swap(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    told = [f"{metrics[name]:,} {name}" for name in ("copied", "mixed", "drawn") if name in metrics]
+    return f"embeddings by FOCUS (arXiv 2305.14481){': ' if told else ''}{', '.join(told)}"
+
+
 def _score(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     layers = str(settings.get("prune.importance.layers", "")).replace("_", " ")
     tokens = metrics.get("calibration_tokens")
@@ -131,7 +136,7 @@ def _export(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any])
 
 
 _STORIES: dict[str, tuple[str, Callable[[str, Mapping[str, Any], Mapping[str, Any]], str]]] = {
-    "swap_tokenizer": ("Another tokenizer", lambda *_: "embeddings of its words by FOCUS (arXiv 2305.14481)"),
+    "swap_tokenizer": ("Another tokenizer", _swap),
     "adapt": ("Adaptation to the tokenizer", _pace),
     "pretrain": ("Continued pre-training", _pace),
     "score": ("Importance", _score),

@@ -36,6 +36,7 @@ BENCHMARKS = {
             "shots": 5,
             "group": "open_pl_llm",
             "models": {"source": score(0.80), "distilled": score(0.60), OTHER: score(0.70)},
+            "above_chance": {"source": 0.6, "distilled": 0.25},
             "recovery": {"distilled": score(0.75, verdict="lost"), OTHER: score(0.875, verdict="lost")},
         },
         "<dyk>": {
@@ -48,6 +49,7 @@ BENCHMARKS = {
         },
     },
     "mean": {"distilled": score(0.865, verdict="lost"), OTHER: score(1.0375, verdict="gained")},
+    "groups": {"open_pl_llm": {"distilled": score(0.75, verdict="lost")}},
 }
 LOAD = {"input_tokens": 128, "output_tokens": 64, "concurrency": 1}
 SPEED = {
@@ -180,8 +182,19 @@ def test_retention_is_told_best_first(run_dir):
     assert rows[1]["scores"] == {"source": 0.80, "distilled": 0.60}
     only = {"tasks": {"t": {"models": {}, "recovery": {OTHER: score(1.0, verdict="within noise")}}}}
     assert newest(only) == OTHER and newest({}) == ""
-    # A recovery that nobody could compute, such as of a score of nothing, is no row.
-    assert retention({"tasks": {"t": {"models": {}, "recovery": {"sft": {"value": None}}}}}, "sft") == []
+
+
+def test_a_recovery_that_means_nothing_says_why(run_dir):
+    """Of a teacher that scores 0 nothing is a share; it is no row, and what is known of the rest is not changed."""
+    nothing = {"models": {"source": {"value": 0.0}}, "recovery": {"distilled": {"reason": "the <teacher> scores 0"}}}
+    assert retention({"tasks": {"t": nothing}}, "distilled") == []
+    told = BENCHMARKS | {"tasks": BENCHMARKS["tasks"] | {"t": nothing}}
+    put(run_dir / "evaluate" / "metrics.json", {"benchmarks": told})
+    html = page(report.collect(run_dir))
+    assert "<p>t: the &lt;teacher&gt; scores 0</p>" in html and "Kept by Distilled, best first: &lt;dyk&gt;" in html
+    put(run_dir / "evaluate" / "metrics.json", {"benchmarks": {"tasks": {"t": nothing}}})
+    html = page(report.collect(run_dir))
+    assert "<p>t: the &lt;teacher&gt; scores 0</p>" in html and "Kept by" not in html
 
 
 def test_page_tells_every_model_every_task_and_every_format(run_dir):
@@ -196,6 +209,8 @@ def test_page_tells_every_model_every_task_and_every_format(run_dir):
         "with its 95 % interval. On average 86.5 % (84.5 to 88.5) lost",
         "<dyk>0.5000.49098.0 % (96.0 to 100.0)within noise",
         "polemo2open_pl_llm, acc_norm, 5 shots, 400 documents0.8000.780 to 0.820",
+        "the same above chance0.6000.250",
+        "Kept of open_pl_llm75.0 %",
         "Kept, on average86.5 %103.8 %",
         "transformers, <cpu>, bfloat16, 1,597.2 GB/s.",
         "128 + 64, 1export27.312.58010080.0 %13.81.60 (1.50)",
@@ -295,6 +310,7 @@ def test_no_number_of_a_point_is_guessed(run_dir):
             {"benchmarks": {"mean": {"sft": {"verdict": "good"}}}},
             r"mean\.sft\.verdict: found 'good'",
         ),
+        ("evaluate", {"benchmarks": {"groups": {"g": {"sft": {"value": "1"}}}}}, r"groups\.g\.sft\.value: found '1'"),
         ("benchmark", {"points": [LOAD]}, r"points\[0\]\.model: found nothing"),
         ("benchmark", {"points": [{"model": "a", **LOAD, "ttft_ms": "1"}]}, r"points\[0\]\.ttft_ms: found '1'"),
         ("benchmark", {"points": 3}, r"points: found 3, allowed: a list of points"),

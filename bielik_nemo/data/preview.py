@@ -20,11 +20,11 @@ from bielik_nemo.architecture import Architecture
 from bielik_nemo.artifacts import Manifest
 from bielik_nemo.config import Config
 from bielik_nemo.data import chat
-from bielik_nemo.data.builtin import resolve_model_source
+from bielik_nemo.data.builtin import resolve_model_source, resolve_tokenizer
 from bielik_nemo.data.chat import Line, Tokens
 from bielik_nemo.data.chat_formats import BadLine
 from bielik_nemo.data.chat_template import TEMPLATES
-from bielik_nemo.data.tokenizer import load_tokenizer
+from bielik_nemo.data.tokenizer import load_tokenizer, open_tokenizer
 from bielik_nemo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def _source(
 
 
 def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The run's, where this source was imported in it; otherwise the source's own."""
+    """The run's, where this source was imported in it; otherwise the source's own, or the one that it is given."""
+    if "swap_tokenizer" in config.pipeline.stages:
+        with tempfile.TemporaryDirectory() as workdir:
+            return open_tokenizer(resolve_tokenizer(config.swap_tokenizer.tokenizer, Path(workdir)))
     imported = Path(config.run.dir) / "import_hf"
     manifest = Manifest.read(imported)
     if manifest and config.model.source in manifest.sources:

@@ -129,3 +129,15 @@ def test_what_cannot_be_shown_is_one_line(preview: Preview, model: Path, tmp_pat
     shutil.rmtree(model)
     status, _, err = preview(f"dpo.sources=[{{path: '{bad}'}}]")
     assert status == 2 and err.startswith("error: model.source: no such directory")
+
+
+def test_the_tokenizer_that_the_model_is_given_counts(preview: Preview, tmp_path: Path):
+    """The answer "kota" is four bytes of the model's, and one word of the new one's; the mark and the break are two."""
+    given = byte_tokenizer()
+    given.add_tokens(["kota"])
+    given.save_pretrained(tmp_path / "new")
+    source = write(tmp_path / "a.jsonl", {"instruction": "ab", "output": "kota"})
+    overrides = (f"sft.sources=[{{path: '{source}'}}]", "dpo.sources=[]")
+    assert "6 trained" in preview(*overrides)[1]
+    swap = ("pipeline.stages=[import_hf,swap_tokenizer,chat]", f"swap_tokenizer.tokenizer='{tmp_path}/new'")
+    assert "3 trained" in preview(*overrides, *swap)[1]

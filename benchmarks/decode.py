@@ -1,6 +1,6 @@
 """Decoding at the shapes of Bielik-11B and Bielik-Minitron-7B scaled to fit, beside what memory allows.
 
-    OMP_NUM_THREADS=1 python benchmarks/decode.py runs/decode                    # a quarter of the widths: 6 GiB
+    OMP_NUM_THREADS=1 python benchmarks/decode.py runs/decode                    # a quarter of the widths: 5 GiB
     OMP_NUM_THREADS=1 python benchmarks/decode.py runs/decode --shrink 8         # an eighth: 2 GiB
 
 Hidden size, FFN, heads, query groups and vocabulary are divided alike, so that their ratios and the share of the
@@ -55,10 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="where the models are put")
     parser.add_argument("--shrink", type=int, choices=[1, 2, 4, 8], default=4)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--input-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1])
+    parser.add_argument("--input-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     options = parser.parse_args()
     points = [Point(options.input_tokens, options.output_tokens, count) for count in options.concurrency]

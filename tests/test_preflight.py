@@ -79,6 +79,22 @@ def test_full_size_checks_on_a_machine_that_has_none_of_it(tmp_path: Path):
     assert [line.split(":")[0] for line in errors[:2]] == ["model.source", "data.sources[0].path"]
 
 
+def test_formats_whose_runtime_is_not_here(config: Config, monkeypatch: pytest.MonkeyPatch):
+    """Also one that does not fit the model, whose FFN will have 128: 64 = hidden_size is the first that is no 256."""
+    config.pipeline.stages.append("quantize")
+    config.quantize.formats = ["gguf:q6_k", "nvfp4"]
+    config.quantize.require_runtime = True
+    monkeypatch.setattr(preflight.quantization, "find_spec", lambda name: None)
+    found = of(config)
+    assert [line[:44] for line in found] == [
+        "quantize.formats[0]: gguf:q6_k: llama_cpp is",
+        "quantize.formats[1]: found nvfp4, whose runt",
+        "quantize.formats[0]: found gguf:q6_k, whose ",
+    ]
+    assert 'pip install "bielik_nemo[gguf]"' in found[0] and "hidden_size=64" in found[2]
+    assert of(config, stages=["export"]) == []
+
+
 def test_all_problems_at_once(config: Config, checkpoint: Path, tmp_path: Path):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "tokenizer.json").unlink()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
+import functools
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from bielik_nemo.formats.gguf_vocabulary import Vocabulary
 
 BATCH = 512
 """Tokens of a forward pass, whose logits are in memory."""
+WARNING, ERROR, CONTINUED = 3, 4, 5
+"""ggml's levels of messages; the last goes on with the message before it."""
 WORD_RULES = ("smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "gpt-2")
 """llama.cpp's names of rules that cut text into words, of the families that are read here and their tokenizers."""
 
@@ -159,12 +162,34 @@ def quantize(source: Path, target: Path, kind: str, importance: dict[str, Tensor
         raise CheckpointError(f"{target}: llama.cpp cannot write it as {kind}; the stage's log has its reason")
 
 
+@functools.cache
 def _library() -> ModuleType:
-    """The binding, which would write every detail of loading into the log."""
+    """The binding, which has llama.cpp write what it warns of and fails at into this process's log, and no more."""
     import llama_cpp
 
-    logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
+    llama_cpp.llama_log_set(_log(), ctypes.c_void_p(0))
     return llama_cpp
+
+
+@functools.cache  # ctypes frees what nobody holds
+def _log() -> Any:
+    """What llama.cpp calls with each message.
+
+    The binding's own (0.3.36) takes ggml's levels for others than they are: it shows every detail, and no error once it
+    is asked for less.
+    """
+    import llama_cpp
+
+    shown = False
+
+    @llama_cpp.llama_log_callback
+    def log(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+        nonlocal shown
+        shown = shown if level == CONTINUED else level in (WARNING, ERROR)
+        if shown:
+            print(text.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+
+    return log
 
 
 def _fill(batch: Any, ids: Sequence[int], start: int) -> None:

@@ -27,6 +27,7 @@ from bielik_nemo.engine import calibration, convert, datasets, low_precision, vl
 from bielik_nemo.engine.model import DTYPES
 from bielik_nemo.errors import GateError
 from bielik_nemo.formats import gguf_file, gguf_vocabulary, llama, plain
+from bielik_nemo.formats.gguf_vocabulary import Vocabulary
 from bielik_nemo.quantization import GGUF, short
 
 WEIGHED = {"gguf:q6_k", "gguf:q4_k_m"}
@@ -53,6 +54,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     as_gguf = [name for name in settings.formats if name.startswith(GGUF)]
     low = [name for name in settings.formats if name not in as_gguf]
     weighed = settings.importance and not WEIGHED.isdisjoint(as_gguf)
+    # What can fail at once comes before what takes hours.
+    tokenizer = _tokenizer(source, a, blocks) if as_gguf else None
     samples = _calibration(config, run_dir) if weighed or low else torch.empty(0, 0)
     model, weights = plain.load(source), {}
     with ui.progress("loss of the export", len(blocks)) as advance:
@@ -63,7 +66,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     del model
     bench = Bench(config, here, a, blocks, loss)
     (here / "formats").mkdir()
-    found = list(_gguf(bench, source, as_gguf, weights)) if as_gguf else []
+    found = list(_gguf(bench, source, tokenizer, as_gguf, weights)) if tokenizer else []
     found += [_low_precision(bench, source, name, samples) for name in low]
     found.sort(key=lambda row: settings.formats.index(row["name"]))
     metrics = {"tokens": blocks[:, 1:].numel(), "loss": loss, "formats": found}
@@ -110,12 +113,12 @@ class Bench:
         }
 
 
-def _gguf(bench: Bench, source: Path, names: list[str], weights: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+def _gguf(
+    bench: Bench, source: Path, tokenizer: tuple[Vocabulary, str], names: list[str], weights: dict[str, Tensor]
+) -> Iterator[dict[str, Any]]:
     """GGUF files, each written, loaded and measured by llama.cpp; float16, of which the others are made, last."""
-    vocabulary = gguf_vocabulary.read(source, bench.a.vocab_size)
-    rule = llama.word_rule(bench.a, vocabulary, _texts(source, bench.a, bench.blocks))
     half = bench.here / "f16.unchecked"
-    gguf_file.write(source, half, bench.a, vocabulary, rule)
+    gguf_file.write(source, half, bench.a, *tokenizer)
     renamed = gguf_file.gguf_names(bench.a)
     weights = {renamed[name]: value for name, value in weights.items()}
     for name in sorted(names, key="gguf:f16".__eq__):
@@ -145,11 +148,12 @@ def _low_precision(bench: Bench, source: Path, name: str, samples: Tensor) -> di
     return bench.accept(name, path, name, loss)
 
 
-def _texts(source: Path, a: Architecture, blocks: Tensor) -> dict[str, list[int]]:
-    """Held-out text, and what rules of cutting text differ in, with the ids that the model's tokenizer gives for it."""
-    tokenizer = load_tokenizer(source, a.vocab_size)
+def _tokenizer(source: Path, a: Architecture, blocks: Tensor) -> tuple[Vocabulary, str]:
+    """The model's tokenizer for llama.cpp, and the rule with which that gives the same ids for held-out text."""
+    vocabulary, tokenizer = gguf_vocabulary.read(source, a.vocab_size), load_tokenizer(source, a.vocab_size)
     texts = [PROBE, *tokenizer.batch_decode(blocks[:16], clean_up_tokenization_spaces=False)]
-    return {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return vocabulary, llama.word_rule(a, vocabulary, dict(zip(texts, ids, strict=True)))
 
 
 def _calibration(config: Config, run_dir: Path) -> Tensor:

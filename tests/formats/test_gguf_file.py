@@ -104,10 +104,13 @@ def test_weights_beyond_float16_are_refused(speaking, tmp_path: Path):
         written(tmp_path / "large", tmp_path / "model.gguf")
 
 
-def test_a_damaged_file_is_one_line(speaking, blocks: torch.Tensor, tmp_path: Path):
+def test_a_damaged_file_is_one_line(speaking, blocks: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = written(speaking("llama"), tmp_path / "model.gguf")
+    llama.loss(path, blocks)
+    assert "llama_model_load" not in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"model\.gguf: llama\.cpp cannot load it"):
         llama.loss(path, blocks)
+    assert "llama_model_load: error loading model" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="cannot write it as q8_0"):
         llama.quantize(path, tmp_path / "other.gguf", "q8_0", {})

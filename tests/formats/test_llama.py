@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,10 @@ def test_errors_count_by_their_importance(half: Path, tmp_path: Path):
     llama.quantize(half, tmp_path / "weighed.gguf", "q4_k_m", {name: weights})
     alike, weighed = errors(tmp_path / "alike.gguf"), errors(tmp_path / "weighed.gguf")
     assert weighed[0] < 0.9 * alike[0] and weighed[1] > alike[1]
+
+
+def test_the_binding_still_takes_errors_for_details():
+    """When this fails, `llama._log` can go."""
+    from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL
+
+    assert GGML_LOG_LEVEL_TO_LOGGING_LEVEL[llama.ERROR] == logging.DEBUG

@@ -120,8 +120,8 @@ def of_draws(
     """Recovery where the score is no mean: of both scores on `count` documents and on what `resampled` drew."""
     if refused := _undefined(teacher, count):
         return refused
-    if (teacher_draws <= 0).any():
-        return Recovery(student / teacher, reason="the teacher's score is too close to 0 to divide by")
+    if not (teacher_draws > 0).all() or not np.isfinite(student_draws).all():
+        return Recovery(student / teacher, reason="on some draws the teacher scores 0, or one has no score")
     low, high = _percentiles(student_draws / teacher_draws, confidence)
     return Recovery(student / teacher, low, high, _verdict(low, high))
 

@@ -6,11 +6,12 @@ evaluation that was interrupted goes on behind those that are there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bielik_nemo import artifacts, recovery
+from bielik_nemo import artifacts, recovery, ui
 from bielik_nemo.config import Config
 from bielik_nemo.config_outcome import Harness
 from bielik_nemo.data import harness, harness_checks
@@ -66,6 +67,7 @@ class Benchmarks:
                 found = ask(lm, self.built[task.name], self.settings.limit, self.settings.chat_template)
                 if distributed.rank() == 0:
                     artifacts.write_json(_file(here, task), found)
+                ui.say(f"  {task.name}, {subject.name}: {found['metric']} {found['scores'][found['metric']]:.4g}")
 
     def compared(self, models: Sequence[str]) -> dict[str, Any]:
         """Scores of all models and what they recover, see `compare`; nothing where there are no tasks."""
@@ -97,7 +99,7 @@ def compare(
         settings: confidence and number of resamples.
 
     Raises:
-        GateError: models were asked different documents.
+        GateError: models were asked different documents, or a score is not finite.
     """
     found: dict[str, Any] = {}
     recovered: dict[str, dict[str, Recovery]] = {}
@@ -111,6 +113,8 @@ def compare(
         aggregate = aggregation(task.name, teacher["metric"])
         scores, recoveries = _task(of_models, aggregate, settings.confidence, settings.resamples)
         recovered[task.name] = recoveries
+        if wrong := [name for name, score in scores.items() if not math.isfinite(score.value)]:
+            raise GateError(f"task {task.name}: {teacher['metric']} of {', '.join(wrong)} is not finite")
         found[task.name] = {
             "metric": teacher["metric"],
             "samples": len(documents),

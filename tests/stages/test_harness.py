@@ -138,6 +138,12 @@ def test_recovery_of_means_and_of_what_is_none():
     json.dumps(result, allow_nan=False)
 
 
+def test_a_score_that_is_no_number_stops_it():
+    found = {"right": {"source": answers([1, 0]), "distilled": answers([1, float("nan")])}}
+    with pytest.raises(GateError, match="task right: acc of distilled is not finite"):
+        compare([harness.HarnessTask("right", "", Path("x"), {}, {})], found, lambda *_: sum, Harness())
+
+
 def test_models_that_were_asked_other_documents_are_not_compared():
     found = {"right": {"source": answers([1, 0]), "distilled": answers([1])}}
     with pytest.raises(GateError, match="task right: distilled was asked other documents than source"):

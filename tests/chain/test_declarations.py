@@ -111,9 +111,9 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, "adapt.max_steps=2", "adapt.warmup_steps=0", stages=["tokenizers", "adapt"])
         swap = ("swap_tokenizer.tokenizer=builtin:tiny_bpe", "swap_tokenizer.tokens=100000")
         chain.run(run_dir, *swap, stages=["swap_tokenizer"])
-        chain.run(
-            run_dir, "evaluate.harness.tasks=[polish_corrections]", "evaluate.harness.limit=4", stages=["evaluate"]
-        )
+        others = f"evaluate.models=[{{name:other,path:'{chain.source}'}}]"
+        asked = ("evaluate.harness.tasks=[polish_corrections]", "evaluate.harness.limit=4")
+        chain.run(run_dir, others, *asked, stages=["evaluate"])
         stages = f"pipeline.stages=[{','.join(CHAIN[:4])},teacher,distill]"
         training_text = "prune.calibration.sources=[]"
         chain.run(run_dir, stages, training_text)
@@ -124,7 +124,6 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         chain.run(run_dir, training_text, student, "prune=none", stages=["prune"])
         merging = ("pipeline.stages=[import_hf,merge]", f"merge.models=[{{path:'{chain.source}'}}]")
         chain.run(run_dir, *merging, stages=["merge"])
-        chain.run(run_dir, f"evaluate.models=[{{name:other,path:'{chain.source}'}}]", stages=["evaluate"])
         teacher = ("sft.forward_kl=0.5", "distill.gate_max_loss=9")  # which has not learned to answer
         aligned.run(aligned.empty("reads"), "sft.max_steps=2", "dpo.max_steps=2", "grpo.max_steps=2", *teacher)
     return read

@@ -30,6 +30,9 @@ class Recipe:
     def __init__(self, experiment: str):
         self.experiment = experiment
         # What each needs must be done in the run's directory.
+        self.swap_tokenizer = self._tasks("swap_tokenizer", "Give the model another tokenizer; needs `import_hf`.")
+        self.adapt = self._tasks("adapt", "Train embeddings and outermost layers; needs `data`.")
+        self.pretrain = self._tasks("pretrain", "Train the source further; needs `data`.")
         self.prune = self._tasks("prune", "Remove the least important layers and channels; needs `data` and `score`.")
         self.distill = self._tasks("distill", "Train the pruned model on the source's logits; needs `prune`.")
         self.sft = self._tasks("sft", "Train on the answers of conversations; needs `chat`.")

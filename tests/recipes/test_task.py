@@ -18,7 +18,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 from bielik_nemo import config as configuration
 from bielik_nemo.config import compose
 from bielik_nemo.errors import ConfigError
-from bielik_nemo.recipes import bielik_minitron_7b, smollm2, task
+from bielik_nemo.recipes import bielik_minitron_7b, bielik_pl_minitron_7b, smollm2, task
 from bielik_nemo.stages.nodes import known
 
 TRAINED = ("distill", "sft", "dpo", "grpo")
@@ -108,6 +108,8 @@ def test_nemo_runs_command_line_knows_them():
             found = resolve_factory(target, f"bielik_minitron_7b_{name}")(run_dir=str(NOWHERE), overrides=GIVEN)
             assert fdl.get_callable(found) is target
     assert resolve_factory(task.train, "smollm2_distill").wrapped == smollm2.distill
+    adapt = resolve_factory(task.train, "bielik_pl_minitron_7b_adapt")
+    assert adapt.wrapped == bielik_pl_minitron_7b.adapt and adapt().model.boundary_layers == 2
     line = "bielik_minitron_7b_prune(run_dir=/x, num_nodes=4, overrides=['optim.lr=1e-4'])"
     config = parse_factory(task.run_stage, "", task.run_stage, line).config
     assert (config.run.dir, config.cluster.nodes, config.optim.lr) == ("/x", 4, 1e-4)

@@ -131,10 +131,5 @@ def _speedup(ratio: Mapping[str, Any]) -> str:
     return f"{ratio['speedup']:.2f}{limit}" if "speedup" in ratio else ""
 
 
-def _speedup(ratio: Mapping[str, Any]) -> str:
-    limit = f" ({ratio['limit_speedup']:.2f})" if "limit_speedup" in ratio else ""
-    return f"{ratio['speedup']:.2f}{limit}" if "speedup" in ratio else ""
-
-
 def _of_limit(row: Mapping[str, Any]) -> str:
     return words.percent(row["tokens_per_second"] / limit) if (limit := row.get("limit_tokens_per_second")) else ""

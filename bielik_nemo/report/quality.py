@@ -152,6 +152,7 @@ def _drawn(measure: Measure) -> str:
 def section(numbers: dict[str, Any]) -> str:
     """The held-out text in detail, as a card of the page."""
     losses, perplexities = numbers.get("held_out_loss", {}), numbers.get("perplexity", {})
+    bits = numbers.get("bits_per_byte", {})
     if not losses:
         return ""
     longest = max(losses.values()) or 1.0
@@ -161,13 +162,14 @@ def section(numbers: dict[str, Any]) -> str:
             f"{loss:.3f}",
             markup.bar(loss / longest, name),
             words.perplexity(perplexities[name]) if name in perplexities else "",
+            *([f"{bits[name]:.3f}" if name in bits else ""] if bits else []),
         ]
         for name, loss in losses.items()
     ]
     tokens = f" over {numbers['held_out_tokens']:,} tokens" if "held_out_tokens" in numbers else ""
     note = f"Mean cross-entropy{tokens} of text that no stage learned from. Less is better."
-    heads = ["Model", "Loss<br>nats per token", "", "Perplexity"]
-    body = markup.table(heads, ["number", "bar", "number"], rows)
+    heads = ["Model", "Loss<br>nats per token", "", "Perplexity", *(["Bits<br>per byte"] if bits else [])]
+    body = markup.table(heads, ["number", "bar", *["number"] * len(heads[3:])], rows)
     body += "".join(markup.by_model(heading, numbers.get(key, {})) for key, heading in BY_PART)
     return markup.section("Held-out loss", note, body)
 

@@ -89,7 +89,7 @@ def _architecture(numbers: dict[str, Any]) -> str:
     for name in next(iter(shapes.values())):
         lines[name] = [shape[name] for shape in shapes.values()]
     lines = {name: values for name, values in lines.items() if any(value is not None for value in values)}
-    heads = ["", *("Before" if role == "source" else "After" for role in shapes)]
+    heads = ["", *("After" if role == "target" else "Before" if len(shapes) > 1 else "Source" for role in shapes)]
     rows = [[name, *map(markup.value, values)] for name, values in lines.items()]
     same = None
     if len(shapes) == 2:

@@ -53,9 +53,7 @@ def _adaptation(numbers: dict[str, Any]) -> str:
     note = (
         "The model learns the words of its new tokenizer; only what is nearest to them is trained, the rest is frozen."
     )
-    return _phase(
-        "Adaptation to the tokenizer", note, numbers.get("adaptation", {}), "Cross-entropy, most of it frozen"
-    )
+    return _phase("Adaptation to the tokenizer", note, numbers.get("adaptation", {}), "Cross-entropy while it adapts")
 
 
 def _pretraining(numbers: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ STAGES = {
     "import_hf": {"config": {}, "metrics": {"parameters": 1352}},
     "data": {"config": {}, "metrics": {"sources": [TEXT]}},
     "prune": {"config": {"prune.compensation": {"ffn": True, "attention": False}}, "metrics": {}},
+    "swap_tokenizer": {"config": {}, "metrics": {"copied": 263, "mixed": 1718, "parity": 1e-6}},
     "distill": {
         "config": {
             "distill.weights": {"forward_kl": 0.75, "reverse_kl": 0.0, "cross_entropy": 0.25},
@@ -67,7 +68,7 @@ def test_front_matter_is_what_the_hub_reads():
         "pipeline_tag": "text-generation",
         "library_name": "transformers",
         "base_model": "owner/Large",
-        "tags": ["pruned", "distillation", "dpo"],
+        "tags": ["pruned", "distillation", "tokenizer-transfer", "dpo"],
     }
 
 
@@ -94,6 +95,7 @@ def test_every_stage_that_changed_the_model_is_told_with_its_settings():
             "structured, from 1.4k to 664 parameters; layers 2 to 1, FFN size 16 to 12; "
             "made up for by least squares (ffn)",
         ),
+        ("Another tokenizer", "embeddings by FOCUS (arXiv 2305.14481): 263 copied, 1,718 mixed"),
         (
             "Distillation",
             "from the source's predictions, loss 0.75 forward kl + 0.25 cross entropy at temperature 1, 2,900 steps, "

@@ -203,6 +203,7 @@ def test_page_tells_every_model_every_task_and_every_format(run_dir):
     for said in (
         "kept of the source's benchmarks 86.5 % distilled",
         "Held-out lossnats per token2.0004.0002.5002.250",
+        "Distilled2.5000.938",
         "KL from the sourcenats per token1.50000.1250",
         "Top-1 agreementwith the source50.0 %87.5 %",
         "What Distilled kept, best first",

@@ -104,7 +104,7 @@ def reads(chain, aligned) -> dict[str, set[str]]:
         with pytest.MonkeyPatch.context() as timed:
             timed.setattr(speed, "Process", InNoTime)
             chain.run(run_dir, f"evaluate.models=[{{name:other,path:'{chain.source}'}}]", stages=["benchmark"])
-        chain.run(run_dir, "quantize.formats=[gguf:f16,fp8]", "quantize.calibration_samples=2", stages=["quantize"])
+        chain.run(run_dir, "quantize.formats=[fp8]", "quantize.calibration_samples=2", stages=["quantize"])
         chain.run(run_dir, "release.licence=MIT", stages=["release"])
         chain.run(run_dir, "pretrain.max_steps=2", "pretrain.warmup_steps=0", stages=["pretrain"])
         chain.run(run_dir, *LONGER, stages=["distill_long"])

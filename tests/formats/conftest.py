@@ -8,8 +8,6 @@ import pytest
 
 from bielik_nemo.data import tiny
 
-pytest.importorskip("llama_cpp", reason='needs llama_cpp: pip install "bielik_nemo[gguf]"')
-
 
 @pytest.fixture(scope="session")
 def speaking(random_hf: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

@@ -15,6 +15,8 @@ from bielik_nemo.engine.hf_reader import expected_shapes
 from bielik_nemo.errors import CheckpointError, GateError
 from bielik_nemo.formats import gguf_file, gguf_vocabulary, llama, plain
 
+pytest.importorskip("llama_cpp", reason='needs llama_cpp: pip install "bielik_nemo[gguf]"')
+
 SEQUENCE = 48
 
 

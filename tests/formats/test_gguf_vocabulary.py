@@ -15,6 +15,8 @@ from bielik_nemo.errors import CheckpointError, DataError
 from bielik_nemo.formats import gguf_vocabulary, llama
 from bielik_nemo.stages.quantize import PROBE
 
+pytest.importorskip("llama_cpp", reason='needs llama_cpp: pip install "bielik_nemo[gguf]"')
+
 TEXTS = [PROBE, "Ala ma kota.", " leading", "<|im_start|>user\nkto?<|im_end|>\n", "a  b   c", "€", ""]
 
 

@@ -9,6 +9,8 @@ import torch
 from bielik_nemo.architecture import Architecture
 from bielik_nemo.formats import gguf_file, gguf_vocabulary, llama, plain
 
+pytest.importorskip("llama_cpp", reason='needs llama_cpp: pip install "bielik_nemo[gguf]"')
+
 
 @pytest.fixture(scope="module")
 def half(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -166,7 +166,7 @@ def build(task: HarnessTask, settings: Harness) -> ConfigurableTask:
     """The harness's task, with its documents.
 
     Raises:
-        DataError: they cannot be read, or have other fields than the task's templates.
+        DataError: they cannot be read, have other fields than the task's templates, or are too few for its examples.
     """
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -174,6 +174,8 @@ def build(task: HarnessTask, settings: Harness) -> ConfigurableTask:
     _sandbox()
     shots, splits = task.shots(settings.shots), task.splits(settings.shots)
     config = load_yaml(task.path, resolve_func=True) | task.overrides | {"num_fewshot": shots}
+    if shots and splits == [task.evaluated] and "fewshot_config" not in config:
+        config["fewshot_split"] = task.evaluated  # then the harness sees to it that no document is its own example
     files = {split: task.file(settings.data_dir, split) for split in splits}
     if not task.own_dataset and all(files.values()):
         config["custom_dataset"] = lambda **_: _datasets(files, task.fields)
@@ -188,6 +190,9 @@ def build(task: HarnessTask, settings: Harness) -> ConfigurableTask:
     except Exception as error:
         where = ", ".join(map(str, filter(None, files.values()))) or f"{task.config.get('dataset_path')} of the hub"
         raise DataError(f"task {task.name}: cannot be made from {where}: {' '.join(str(error).split())}") from error
+    pool = len(built.sampler.df) - (built.config.fewshot_split == task.evaluated) if shots else 0
+    if pool < shots:
+        raise DataError(f"task {task.name}: found {pool} examples, allowed: {shots} (evaluate.harness.shots) or more")
     built.set_fewshot_seed(SEED)
     return built
 

@@ -68,6 +68,22 @@ def test_examples_come_from_the_training_split_and_are_the_same_each_time(mine):
     assert len(harness.build(task, mine).eval_docs) == 12
 
 
+def test_no_document_is_its_own_example(mine):
+    """Where there is no split for examples; eleven of the twelve are left, whatever is drawn."""
+    path = Path(mine.include_path) / "capitals.yaml"
+    path.write_text(path.read_text().replace("training_split: train\n", ""))
+    harness._index.cache_clear()
+    mine.shots = 11
+    (task,) = harness.chosen(mine)
+    built = harness.build(task, mine)
+    for document in built.eval_docs:
+        *shown, asked = built.fewshot_context(document, 11).split("\n\n")
+        assert len(shown) == 11 and not any(example.startswith(asked) for example in shown)
+    mine.shots = 12
+    with pytest.raises(DataError, match="task capitals: found 11 examples, allowed: 12"):
+        harness.build(task, mine)
+
+
 def test_a_group_is_taken_apart_with_what_it_says(mine):
     """Its own `num_fewshot` counts; a task is asked once, under the name that it was first found by."""
     group = "group: places\ntask:\n  - task: capitals\n    num_fewshot: 1\nmetadata: {version: 1}\n"

@@ -57,7 +57,7 @@ def section(numbers: dict[str, Any]) -> str:
         return ""
     ratios = {_key(row): row for row in found["ratios"]}
     heads = [
-        "Tokens in + out,<br>at once",
+        "Tokens in+out,<br>x at once",
         "Model",
         "First token<br>ms",
         "Each further<br>ms",
@@ -100,7 +100,7 @@ def table(numbers: dict[str, Any]) -> Table | None:
         return None
     ratios = {_key(row): row for row in found["ratios"]}
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("in + out,\nat once")
+    shown.add_column("in+out\nx at once")
     shown.add_column("model")
     for heading in ("first\nms", "token\nms", "tokens/s", "limit", "GiB", "speed-up\n(limit)"):
         shown.add_column(heading, justify="right", no_wrap=True)
@@ -116,7 +116,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _load(row: Mapping[str, Any]) -> str:
-    return f"{row['input_tokens']:,} + {row['output_tokens']:,}, {row['concurrency']}"
+    return f"{row['input_tokens']:,}+{row['output_tokens']:,} x{row['concurrency']}"
 
 
 def number(row: Mapping[str, Any], key: str) -> str:

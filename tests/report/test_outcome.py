@@ -214,8 +214,8 @@ def test_page_tells_every_model_every_task_and_every_format(run_dir):
         "Kept of open_pl_llm75.0 %",
         "Kept, on average86.5 %103.8 %",
         "transformers, <cpu>, bfloat16, 1,597.2 GB/s.",
-        "128 + 64, 1export27.312.58010080.0 %13.81.60 (1.50)",
-        "128 + 64, 1Source24.62050",
+        "128+64 x1export27.312.58010080.0 %13.81.60 (1.50)",
+        "128+64 x1Source24.62050",
         "the export has 2.0000 nats per token",
         "gguf:f1614.70 GB16.002.0020+0.10 %llama.cpp",
         "gguf:q4_k_mimportance matrix44.0 MB4.852.0200+1.00 %llama.cpp",
@@ -271,7 +271,7 @@ def test_terminal_fits_80_columns(run_dir):
     assert max(map(len, text.splitlines())) <= 80
     cells = [line.split() for line in text.splitlines()]
     assert ["<dyk>", "0.500", "0.490", "98.0", "%", "(96.0", "to", "100.0)", "within", "noise"] in cells
-    assert ["128", "+", "64,", "1", "export", "27.3", "12.5", "80", "100", "13.8", "1.60", "(1.50)"] in cells
+    assert ["128+64", "x1", "export", "27.3", "12.5", "80", "100", "13.8", "1.60", "(1.50)"] in cells
     assert ["gguf:q4_k_m", "44.0", "MB", "4.85", "2.0200", "+1.00", "%", "llama.cpp"] in cells
     assert ["pl", "<apt4>", "32,000", "2.50", "2.75", "1.62"] in cells
     assert ["sft", "3,600.0", "1", "h", "00", "min", "2.00", "5.00"] in cells

@@ -15,6 +15,8 @@ _SHORT = 11
 """Characters of a model's name below a point."""
 _VERDICTS = {"gained": ("distilled", "^"), "within noise": ("muted", "o"), "lost": ("pruned", "v")}
 """Colour and marker, so that no meaning is in colour alone."""
+_COLUMN = 0.86
+"""Width of a layer's column, of which there is one for each unit."""
 _ROW = 0.19
 """Inches that a row of a plot takes whose rows are named."""
 
@@ -36,7 +38,7 @@ def anatomy(source: Mapping[str, Any], target: Mapping[str, Any], dropped: Seque
         _layers(axes, target, places, 0.0, (None, None), "distilled", "source")
         for shape, base, said in ((source, 1.3 * tallest, "before"), (target, 0.0, "after")):
             attention, ffn, embedding = _parts(shape)
-            height, width = attention + ffn, embedding / (attention + ffn)
+            height, width = attention + ffn, _COLUMN * embedding / (attention + ffn)
             sides = [-1.2 - width] if shape["tie_embeddings"] else [-1.2 - width, depth + 0.2]
             style = {"bottom": base, "align": "edge", "color": COLOUR["muted"], "linewidth": 0}
             label = "embeddings" if shape is source else None
@@ -64,7 +66,9 @@ def _layers(
     """A column for each layer `at` a place: its FFN, and its attention on top."""
     attention, ffn, _ = _parts(shape)
     for height, bottom, label, colour in zip((ffn, attention), (base, base + ffn), labels, colours, strict=True):
-        axes.bar(at, [height] * len(at), width=0.86, bottom=bottom, color=COLOUR[colour], label=label if at else None)
+        axes.bar(
+            at, [height] * len(at), width=_COLUMN, bottom=bottom, color=COLOUR[colour], label=label if at else None
+        )
 
 
 def _parts(shape: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -45,9 +45,8 @@ SOURCE_FILES = {
     "merge": ("*.safetensors", *TOKENIZER, "weights/*"),
     "release": ("README.md", "LICEN*", "NOTICE*"),
     "benchmark": ("*.safetensors", "*.json"),
-    "evaluate": ("*.safetensors", *TOKENIZER, "megatron/weights/*", "hf/*"),
+    "evaluate": ("*.safetensors", *TOKENIZER, "megatron/weights/*", "hf/*", *TEXTS, "**/*yaml", "**/*.py"),
 }
-SOURCE_FILES["evaluate"] += ("**/*.jsonl", "**/*.parquet", "**/*yaml", "**/*.py")
 """Files that count in a directory outside the run that a stage reads."""
 
 

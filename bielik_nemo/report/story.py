@@ -76,7 +76,8 @@ def _pace(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -
     batch, length = own("global_batch_size", "data"), own("seq_length", "data")
     rate, schedule = own("lr", "optim"), own("schedule", "optim")
     told = [f"{count:,} steps"] if count else []
-    told += [f"{batch:,} sequences of up to {length:,} tokens in a batch"] if batch and length else []
+    unit = {"dpo": "pairs", "grpo": "prompts"}.get(stage, "sequences")
+    told += [f"{batch:,} {unit} of up to {length:,} tokens in a batch"] if batch and length else []
     told += [f"learning rate {rate:g}" + (f" ({schedule})" if schedule else "")] if rate else []
     return ", ".join(told)
 

@@ -1,10 +1,9 @@
 """The stages: what each reads, needs and does. The graph is here, light enough for the command line.
 
 A stage's module has `run(config, run_dir) -> metrics`; it works in `run_dir/<stage>`, on every rank, and may read only
-the settings that its node declares: in tokenization.py, compression.py, alignment.py and, for
-what ends a pipeline, outcome.py. `keys` decide
-its result and so its fingerprint; `free` settings (layout, rhythm) do not, so that changing them neither repeats nor
-restarts finished work.
+the settings that its node declares: in tokenization.py, compression.py, alignment.py and, for what ends a pipeline,
+outcome.py. `keys` decide its result and so its fingerprint; `free` settings (layout, rhythm) do not, so that changing
+them neither repeats nor restarts finished work.
 """
 
 from __future__ import annotations

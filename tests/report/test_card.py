@@ -103,7 +103,7 @@ def test_every_stage_that_changed_the_model_is_told_with_its_settings():
         ),
         (
             "Preference optimisation",
-            "DPO-Positive, beta 0.05, penalty 2.5, 5,343 steps, 64 sequences of up to 32,768 tokens in a batch, "
+            "DPO-Positive, beta 0.05, penalty 2.5, 5,343 steps, 64 pairs of up to 32,768 tokens in a batch, "
             "learning rate 5e-07 (constant)",
         ),
         ("Export", "logits equal to those of what was trained, to 5e-06"),

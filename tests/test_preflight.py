@@ -83,7 +83,7 @@ def test_formats_whose_runtime_is_not_here(config: Config, monkeypatch: pytest.M
     """Also one that does not fit the model, whose FFN will have 128: 64 = hidden_size is the first that is no 256."""
     config.pipeline.stages.append("quantize")
     config.quantize.formats = ["gguf:q6_k", "nvfp4"]
-    config.quantize.require_runtime = True
+    config.quantize.require_runtime, config.quantize.fallback = True, False
     monkeypatch.setattr(preflight.quantization, "find_spec", lambda name: None)
     found = of(config)
     assert [line[:44] for line in found] == [
@@ -451,7 +451,7 @@ def test_scores_of_another_run_must_be_there(config: Config, tmp_path: Path):
 
 
 def test_a_release_says_its_licence_also_when_it_is_run_alone(config: Config):
-    config.release.name = "Small-1"
+    config.release.name, config.release.licence = "Small-1", ""
     assert of(config) == []
     (found,) = of(config, "error", ["release"])
     assert found.startswith("release.licence: found '', allowed: an SPDX identifier such as Apache-2.0")

@@ -111,6 +111,6 @@ class Quantize:
 class Release:
     """What is published: the export and its other formats, with model cards that tell how they were made."""
 
-    name: str = "${run.name}"  # of the model
+    name: str = "${..run.name}"  # of the model
     licence: str = ""  # by SPDX, such as Apache-2.0 or LicenseRef-mine; must be given where there is a release
     base_model: str = ""  # what it was made of, by its name on the Hugging Face Hub; "": the last part of model.source

@@ -10,13 +10,17 @@ from bielik_nemo.errors import ConfigError
 MISTAKES = {
     "optim.lrr=1": ["optim.lrr: unknown key", "warmup_steps", "did you mean optim.lr?"],
     "lr=1": ["lr: unknown key", "or optim.lr?"],
-    "name=x": ["did you mean run.name or cluster.name?"],
+    "name=x": ["did you mean run.name or cluster.name or release.name?"],
     "runs.dir=x": ["did you mean run.dir?"],
     "prune.target.layers=2": ["num_attention_heads", "did you mean prune.target.num_layers?"],
     "modle=tiny": ["modle: unknown key", "did you mean model?"],
     "foo.bar=1": ["foo.bar: unknown key"],
     "optim.lr.x=1": ["optim.lr.x: unknown key", "did you mean optim.lr?"],
-    "model=smolm2": ["model: found 'smolm2'", "bielik_11b_v3, smollm2, tiny", "did you mean smollm2?"],
+    "model=smolm2": [
+        "model: found 'smolm2'",
+        "bielik_11b_v3, bielik_minitron_7b, smollm2, tiny",
+        "did you mean smollm2?",
+    ],
     "experiment=tinny": ["experiment: found 'tinny'", "did you mean tiny?"],
     "experiment=null": ["experiment: found null", "tiny"],
     "optim={lr:1}": ["optim: found {'lr': 1}"],
@@ -154,7 +158,8 @@ def test_mistakes_in_own_files_name_the_file(own: Path, content: str, parts: lis
 def test_own_experiment_with_unknown_option(own: Path):
     (own / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: smolm2\n")
     with pytest.raises(
-        ConfigError, match=r"model: found 'smolm2', allowed: bielik_11b_v3, own, smollm2, tiny; did you"
+        ConfigError,
+        match=r"model: found 'smolm2', allowed: bielik_11b_v3, bielik_minitron_7b, own, smollm2, tiny; did you",
     ):
         compose("mine", [], config_dir=own)
 

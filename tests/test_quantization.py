@@ -27,7 +27,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *packages: str, capability: str =
 def test_rows_must_be_whole_blocks():
     """SmolLM2's 576 are 2.25 * 256 and 18 * 32; Bielik's 4096 and 11264 are 16 and 44 times 256."""
     config = compose("smollm2")
-    config.quantize.formats = list(quantization.FORMATS)
+    config.quantize.formats, config.quantize.fallback = list(quantization.FORMATS), False
     first, second = quantization.misfits(config, source_architecture(config))
     assert first == (
         "quantize.formats[2]: found gguf:q6_k, whose rows are whole blocks of 256, with hidden_size=576, allowed: "

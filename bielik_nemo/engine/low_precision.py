@@ -8,16 +8,16 @@ each matrix rounded with the stored scale, both by Model Optimizer's own tensors
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from bielik_nemo.engine import cpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,8 @@ def write(
             calibrated.model(sample[None], use_cache=False)
             on_sample()
 
-    with _without_cuda(), torch.inference_mode():
+    cpu.enable()  # modelopt asks for the compute capability of a GPU that may not be there
+    with torch.inference_mode():
         export_hf_checkpoint(mtq.quantize(model, settings, calibrate), export_dir=target)
 
 
@@ -72,6 +73,7 @@ def simulated(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         model: transformers', in float32.
         directory: what `write` has left.
     """
+    cpu.enable()
     stored: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         stored |= load_file(file)
@@ -107,23 +109,8 @@ def _rounding(scale: Tensor, in_fp4: bool) -> Callable[[nn.Module, tuple[Tensor,
         x = inputs[0].float().clamp(-largest, largest)
         if not in_fp4:
             return FP8QTensor.quantize(x, scale)[0].dequantize(torch.float32, scale=scale), *inputs[1:]
-        with _without_cuda():
-            found, block_scale, _ = NVFP4QTensor.quantize(x, BLOCK, weights_scaling_factor_2=scale)
+        found, block_scale, _ = NVFP4QTensor.quantize(x, BLOCK, weights_scaling_factor_2=scale)
         exact = found.dequantize(torch.float32, scale=block_scale, double_scale=scale, block_sizes={-1: BLOCK})
         return exact, *inputs[1:]
 
     return rounded
-
-
-@contextlib.contextmanager
-def _without_cuda() -> Iterator[None]:
-    """Let NVFP4 tensors be made where there is no GPU.
-
-    modelopt 0.43.0 asks for the compute capability of GPU 0 without asking whether there is one
-    (`quantization/backends/utils.py`, `fp4_compatible`).
-    """
-    if torch.cuda.is_available():
-        yield
-        return
-    with mock.patch("modelopt.torch.quantization.qtensor.nvfp4_tensor.fp4_compatible", return_value=False):
-        yield

@@ -61,5 +61,5 @@ def test_a_format_that_loses_too_much_is_not_left(chain):
 def test_k_quants_of_short_rows_are_refused_before_anything_runs(chain):
     run_dir = chain.copy("rows")
     with pytest.raises(ConfigError, match=r"formats\[2\]: found gguf:q6_k.*blocks of 256, with hidden_size=64"):
-        chain.run(run_dir, STAGES, stages=["quantize"])
+        chain.run(run_dir, STAGES, "quantize.fallback=false", stages=["quantize"])
     assert not (run_dir / "quantize").exists()

@@ -101,12 +101,3 @@ def test_what_stays_as_it_is(kind: str, written, tiny_hf: Path):
     assert torch.equal(some[kept], exact[kept])
     quantised = read_json(written(kind) / "config.json")["quantization_config"]
     assert (quantised["quant_method"], quantised["quant_algo"].lower()) == ("modelopt", kind)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the bug shows without a GPU")
-def test_model_optimizer_still_asks_a_gpu_that_is_not_there():
-    """When this fails, `_without_cuda` can go."""
-    from modelopt.torch.quantization.qtensor import NVFP4QTensor
-
-    with pytest.raises((AssertionError, RuntimeError)):
-        NVFP4QTensor.quantize(torch.randn(2, 16), 16)
